@@ -1,0 +1,379 @@
+//! Group commit: one thread per shard turns what its devices admitted into log records.
+//!
+//! Actors push entries into a queue; while one append is on its way to the disk the next one gathers, so the
+//! size of a commit follows the load. The position of an entry is known when it is pushed: positions are
+//! consecutive and an append that fails is repeated, with the same position and the same bytes, until it
+//! succeeds. So there is no "failed entry" to roll back: while the store is away nothing is acknowledged,
+//! credits stay out, and sockets stand still.
+//!
+//! The committer also decides where barriers stand, because only it knows the order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use device::entry::{Entry, LogBody, LogRecord};
+use device::id::ShardId;
+use device::seq::{Barrier, Position};
+use device::time::Timestamp;
+use parking_lot::{Condvar, Mutex};
+use storage::durable::Durable;
+use storage::log::ShardLog;
+use tokio::sync::oneshot;
+
+use crate::admission::Credit;
+use crate::message::{Outcome, Reply};
+use crate::metrics::{Metrics, add};
+
+/// When barriers are due.
+#[derive(Debug, Clone)]
+pub struct BarrierPolicy {
+    /// A checkpoint at least this often while there is something new.
+    pub checkpoint_every: Duration,
+    /// A cut at least this often while there is something new.
+    pub cut_every: Duration,
+    /// A cut when this many bytes of log came since the last one.
+    pub cut_bytes: u64,
+}
+
+/// Where a shard's log stands when its committer starts.
+#[derive(Debug, Clone, Copy)]
+pub struct Start {
+    /// Position of the last record.
+    pub position: Position,
+    /// Number of the last barrier.
+    pub barrier: Barrier,
+    /// Time of the last record.
+    pub time: Timestamp,
+    /// Whether records stand behind the last cut.
+    pub uncut: bool,
+}
+
+/// Source of the log's time.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+struct Queue {
+    /// Position of the batch that gathers now.
+    next: Position,
+    entries: Vec<Entry>,
+    replies: Vec<(Reply, Outcome)>,
+    credits: Vec<Credit>,
+    barriers: Vec<BarrierRequest>,
+    stop: bool,
+}
+
+struct BarrierRequest {
+    cut: bool,
+    done: oneshot::Sender<Barrier>,
+}
+
+/// The queue and thread of one shard.
+pub struct Committer {
+    shard: ShardId,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    durable: AtomicU64,
+    healthy: AtomicBool,
+}
+
+impl std::fmt::Debug for Committer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Committer").field("shard", &self.shard).field("durable", &self.durable).finish_non_exhaustive()
+    }
+}
+
+/// What the thread works with.
+pub struct Work {
+    /// Where records go.
+    pub log: Arc<dyn ShardLog>,
+    /// Who takes them once they are durable.
+    pub consumer: SyncSender<Durable>,
+    /// Time of records.
+    pub clock: Clock,
+    /// When barriers are due.
+    pub policy: BarrierPolicy,
+    /// Version of the pipeline project that counts now.
+    pub catalog: u64,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Committer {
+    /// A committer that goes on after `start`; [`Committer::run`] is its thread.
+    pub fn new(shard: ShardId, start: Start) -> Self {
+        Self {
+            shard,
+            queue: Mutex::new(Queue {
+                next: start.position.next(),
+                entries: Vec::new(),
+                replies: Vec::new(),
+                credits: Vec::new(),
+                barriers: Vec::new(),
+                stop: false,
+            }),
+            wake: Condvar::new(),
+            durable: AtomicU64::new(start.position.0),
+            healthy: AtomicBool::new(true),
+        }
+    }
+
+    /// Everything up to here is durable.
+    pub fn durable(&self) -> Position {
+        Position(self.durable.load(Ordering::Acquire))
+    }
+
+    /// False while the log refuses appends.
+    pub fn healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed)
+    }
+
+    /// Adds entries to the commit that gathers now and returns its position. The reply goes out when it is durable.
+    pub fn push(
+        &self,
+        entries: impl IntoIterator<Item = Entry>,
+        reply: Option<(Reply, Outcome)>,
+        credit: Credit,
+    ) -> Position {
+        let mut queue = self.queue.lock();
+        let idle = queue.entries.is_empty() && queue.replies.is_empty();
+        queue.entries.extend(entries);
+        queue.replies.extend(reply);
+        queue.credits.push(credit);
+        let position = queue.next;
+        drop(queue);
+        if idle {
+            self.wake.notify_one();
+        }
+        position
+    }
+
+    /// Replies when everything pushed before is durable.
+    pub fn push_reply(&self, reply: Reply, outcome: Outcome) {
+        self.push([], Some((reply, outcome)), Credit::free());
+    }
+
+    /// The position that everything pushed before has at most. Empty commits are not written, so this position
+    /// may never become durable by itself; see [`Committer::settled`].
+    pub fn gathering(&self) -> Position {
+        self.queue.lock().next
+    }
+
+    /// Whether nothing pushed before `position` gathers or is on its way.
+    pub fn settled(&self, position: Position) -> bool {
+        let queue = self.queue.lock();
+        let below = queue.next.0.saturating_sub(1);
+        self.durable() >= position || (queue.entries.is_empty() && self.durable().0 >= below)
+    }
+
+    /// Asks for a barrier; its number comes when it is durable.
+    pub fn barrier(&self, cut: bool) -> oneshot::Receiver<Barrier> {
+        let (done, receiver) = oneshot::channel();
+        self.queue.lock().barriers.push(BarrierRequest { cut, done });
+        self.wake.notify_one();
+        receiver
+    }
+
+    /// Ends the thread after what gathers now is committed, or at once if the log is away.
+    pub fn stop(&self) {
+        self.queue.lock().stop = true;
+        self.wake.notify_one();
+    }
+
+    /// The thread: returns after [`Committer::stop`], or when nobody consumes any more.
+    pub fn run(&self, start: Start, work: &Work) {
+        let mut state = Thread {
+            barrier: start.barrier,
+            time: start.time,
+            last_barrier: Instant::now(),
+            last_cut: Instant::now(),
+            bytes_since_cut: 0,
+            fresh: start.uncut,
+            uncut: start.uncut,
+            cut_hour: start.time.0.div_euclid(HOUR),
+            buffer: Vec::new(),
+        };
+        loop {
+            let taken = self.take(&mut state, work);
+            let Some(taken) = taken else { return };
+            if !self.commit(taken, &mut state, work) {
+                return;
+            }
+        }
+    }
+
+    /// Waits for something to do and takes it out of the queue, positions assigned.
+    fn take(&self, state: &mut Thread, work: &Work) -> Option<Taken> {
+        let mut queue = self.queue.lock();
+        loop {
+            let now = (work.clock)();
+            let due = state.due(now, &work.policy);
+            let asked = !queue.barriers.is_empty();
+            if !queue.entries.is_empty() || !queue.replies.is_empty() || due.is_some() || asked {
+                let entries = std::mem::take(&mut queue.entries);
+                let batch = (!entries.is_empty()).then_some(queue.next);
+                if batch.is_some() {
+                    queue.next = queue.next.next();
+                }
+                let requests = std::mem::take(&mut queue.barriers);
+                // Rows that come with this very batch make a cut worth while too.
+                let barrier = (due.is_some() || asked).then(|| {
+                    let at = queue.next;
+                    queue.next = at.next();
+                    (at, due == Some(true) || requests.iter().any(|r| r.cut))
+                });
+                return Some(Taken {
+                    batch,
+                    entries,
+                    replies: std::mem::take(&mut queue.replies),
+                    credits: std::mem::take(&mut queue.credits),
+                    barrier,
+                    requests,
+                });
+            }
+            if queue.stop {
+                return None;
+            }
+            let wait = state.wait(&work.policy);
+            self.wake.wait_for(&mut queue, wait);
+        }
+    }
+
+    fn commit(&self, taken: Taken, state: &mut Thread, work: &Work) -> bool {
+        state.time = state.time.max((work.clock)());
+        if let Some(position) = taken.batch {
+            let record = LogRecord { time: state.time, body: LogBody::Batch(taken.entries) };
+            if !self.append(position, &record, state, work) {
+                return false;
+            }
+            state.fresh = true;
+            state.uncut = true;
+            add(&work.metrics.commits, 1);
+            for (reply, outcome) in taken.replies {
+                reply.send(outcome);
+            }
+            let hold = Some(Box::new(taken.credits) as Box<dyn std::any::Any + Send>);
+            if work.consumer.send(Durable { position, record, hold }).is_err() {
+                return false;
+            }
+        } else {
+            // Nothing new: whatever these replies wait for was committed before.
+            for (reply, outcome) in taken.replies {
+                reply.send(outcome);
+            }
+        }
+        let Some((position, cut)) = taken.barrier else { return true };
+        state.barrier = state.barrier.next();
+        let body = LogBody::Barrier { barrier: state.barrier, cut, catalog: work.catalog };
+        let record = LogRecord { time: state.time, body };
+        if !self.append(position, &record, state, work) {
+            return false;
+        }
+        state.passed(cut);
+        if work.consumer.send(Durable { position, record, hold: None }).is_err() {
+            return false;
+        }
+        for request in taken.requests {
+            // Whoever asked may have gone away; the barrier stands all the same.
+            let _ = request.done.send(state.barrier);
+        }
+        true
+    }
+
+    /// Appends until it succeeds. False: told to stop while the log was away.
+    fn append(&self, position: Position, record: &LogRecord, state: &mut Thread, work: &Work) -> bool {
+        state.buffer.clear();
+        record.encode(&mut state.buffer);
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match work.log.append(self.shard, position, &state.buffer) {
+                Ok(()) => break,
+                Err(error) => {
+                    add(&work.metrics.commit_failures, 1);
+                    if self.healthy.swap(false, Ordering::Relaxed) {
+                        tracing::error!(shard = %self.shard, %error, "the log refuses appends; nothing is acknowledged until it takes them again");
+                    }
+                    if self.queue.lock().stop {
+                        tracing::error!(shard = %self.shard, "stopped while the log was away; what was not acknowledged is dropped");
+                        return false;
+                    }
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+            }
+        }
+        if !self.healthy.swap(true, Ordering::Relaxed) {
+            tracing::info!(shard = %self.shard, "the log takes appends again");
+        }
+        add(&work.metrics.log_bytes, state.buffer.len() as u64);
+        state.bytes_since_cut += state.buffer.len() as u64;
+        // A commit after a long flood must not keep its largest buffer for ever.
+        if state.buffer.capacity() > 8 << 20 {
+            state.buffer = Vec::new();
+        }
+        self.durable.store(position.0, Ordering::Release);
+        true
+    }
+}
+
+/// One hour in nanoseconds: files are cut when a partition ends.
+const HOUR: i64 = 3600 * device::time::SECOND;
+
+struct Taken {
+    batch: Option<Position>,
+    entries: Vec<Entry>,
+    replies: Vec<(Reply, Outcome)>,
+    credits: Vec<Credit>,
+    barrier: Option<(Position, bool)>,
+    requests: Vec<BarrierRequest>,
+}
+
+struct Thread {
+    barrier: Barrier,
+    time: Timestamp,
+    last_barrier: Instant,
+    last_cut: Instant,
+    bytes_since_cut: u64,
+    /// Something was committed since the last barrier.
+    fresh: bool,
+    /// Something was committed since the last cut.
+    uncut: bool,
+    cut_hour: i64,
+    buffer: Vec<u8>,
+}
+
+impl Thread {
+    /// `Some(cut)` when a barrier is due.
+    fn due(&self, now: Timestamp, policy: &BarrierPolicy) -> Option<bool> {
+        if self.uncut
+            && (self.bytes_since_cut >= policy.cut_bytes
+                || self.last_cut.elapsed() >= policy.cut_every
+                || now.0.div_euclid(HOUR) > self.cut_hour)
+        {
+            return Some(true);
+        }
+        (self.fresh && self.last_barrier.elapsed() >= policy.checkpoint_every).then_some(false)
+    }
+
+    fn wait(&self, policy: &BarrierPolicy) -> Duration {
+        let mut wait = Duration::from_secs(10);
+        if self.fresh {
+            wait = wait.min(policy.checkpoint_every.saturating_sub(self.last_barrier.elapsed()));
+        }
+        if self.uncut {
+            wait = wait.min(policy.cut_every.saturating_sub(self.last_cut.elapsed()));
+        }
+        wait.max(Duration::from_millis(1))
+    }
+
+    fn passed(&mut self, cut: bool) {
+        self.fresh = false;
+        self.last_barrier = Instant::now();
+        if cut {
+            self.uncut = false;
+            self.last_cut = Instant::now();
+            self.bytes_since_cut = 0;
+            self.cut_hour = self.time.0.div_euclid(HOUR);
+        }
+    }
+}

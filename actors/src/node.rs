@@ -1,0 +1,165 @@
+//! All shards of this process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use device::entry::{Body, DeadLetter, Entry};
+use device::id::{DeviceId, ShardId};
+use device::machine::EpochLedger;
+use device::seq::Barrier;
+use ractor::{Actor, ActorRef};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::admission::Admission;
+use crate::device_actor::DeviceMessage;
+use crate::handle::DeviceHandle;
+use crate::message::{Inbound, Ingress, Outcome, Stray};
+use crate::metrics::{Metrics, add};
+use crate::shard::{Shard, ShardError};
+use crate::supervisor::{ShardSupervisor, SupervisorMessage};
+
+/// How often devices that owe an ack are looked at. Half of the longest time an ack may wait.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How often sleepers are looked for.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// The device side of a process: shards, supervisors, timers.
+pub struct Node {
+    shards: Vec<Arc<Shard>>,
+    supervisors: Vec<ActorRef<SupervisorMessage>>,
+    admission: Admission,
+    metrics: Arc<Metrics>,
+    timer: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("shards", &self.shards.len()).finish_non_exhaustive()
+    }
+}
+
+/// A way to one device.
+#[derive(Debug, Clone)]
+pub struct Door {
+    handle: Arc<DeviceHandle>,
+}
+
+impl Node {
+    /// Starts the supervisors of `shards` (recovered, their committers running). Shard `i` must have id `i`.
+    pub async fn start(
+        shards: Vec<Arc<Shard>>,
+        admission: Admission,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ractor::SpawnErr> {
+        let mut supervisors = Vec::with_capacity(shards.len());
+        for shard in &shards {
+            let (supervisor, _) = Actor::spawn(None, ShardSupervisor, shard.clone()).await?;
+            supervisors.push(supervisor);
+        }
+        let ticking = shards.clone();
+        let timer = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(TICK);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut since_sweep = Duration::ZERO;
+            loop {
+                ticks.tick().await;
+                for shard in &ticking {
+                    shard.tick();
+                }
+                since_sweep += TICK;
+                if since_sweep >= SWEEP {
+                    since_sweep = Duration::ZERO;
+                    for shard in &ticking {
+                        if let Some(supervisor) = shard.supervisor() {
+                            let _ = supervisor.send_message(SupervisorMessage::Sweep);
+                        }
+                    }
+                }
+            }
+        });
+        Ok(Self { shards, supervisors, admission, metrics, timer })
+    }
+
+    /// The shards, by id.
+    pub fn shards(&self) -> &[Arc<Shard>] {
+        &self.shards
+    }
+
+    fn shard_of(&self, key: &[u8]) -> &Arc<Shard> {
+        let id = ShardId::of(key, self.shards.len() as u16);
+        // `of` yields ids below the count, and a node has at least one shard.
+        &self.shards[usize::from(id.0)]
+    }
+
+    /// The shard that owns a device.
+    pub fn shard(&self, device: &DeviceId) -> &Arc<Shard> {
+        self.shard_of(device.as_str().as_bytes())
+    }
+
+    /// Whether every shard's log takes appends.
+    pub fn healthy(&self) -> bool {
+        self.shards.iter().all(|shard| shard.committer.healthy())
+    }
+
+    /// Asks every shard for a barrier; the numbers, by shard, come when they are durable.
+    pub fn barrier(&self, cut: bool) -> Vec<oneshot::Receiver<Barrier>> {
+        self.shards.iter().map(|shard| shard.committer.barrier(cut)).collect()
+    }
+
+    /// Ledger of a device: what became of each of its numbers.
+    pub async fn ledger(&self, device: &DeviceId) -> Result<Vec<EpochLedger>, ShardError> {
+        let shard = self.shard(device);
+        if let Some(handle) = shard.if_awake(device) {
+            let (reply, answer) = oneshot::channel();
+            if handle.tell(DeviceMessage::Ledger(reply)) {
+                if let Ok(ledger) = answer.await {
+                    return Ok(ledger);
+                }
+            }
+        }
+        Ok(shard.load(device, true).await?.ledger())
+    }
+
+    /// Stops the actors. What is durable stays; call it after the committers have stopped.
+    pub async fn stop(&self) {
+        self.timer.abort();
+        for supervisor in &self.supervisors {
+            supervisor.get_cell().stop_children(None);
+            supervisor.stop(None);
+        }
+        for supervisor in &self.supervisors {
+            let _ = supervisor.get_cell().wait(Some(Duration::from_secs(5))).await;
+        }
+    }
+}
+
+impl Ingress for Node {
+    type Door = Door;
+
+    async fn open(&self, device: &DeviceId) -> Door {
+        Door { handle: self.shard(device).open(device) }
+    }
+
+    fn push(&self, door: &Door, inbound: Inbound) -> Result<(), Inbound> {
+        door.handle.push(inbound)
+    }
+
+    fn stray(&self, stray: Stray) {
+        let Stray { sender, topic, payload, reason, text, received, reply, credit } = stray;
+        let shard = self.shard_of(sender.as_bytes());
+        let letter = DeadLetter { sender, topic, reason, text: text.clone(), payload, accounted: None };
+        let entry = Entry { device: DeviceId::nobody(), received, body: Body::DeadLetter(letter) };
+        add(&self.metrics.messages, 1);
+        add(&self.metrics.received, 1);
+        add(&self.metrics.dead_lettered, 1);
+        add(&self.metrics.strays, 1);
+        let outcome = Outcome::Refused { reason, text, kept: true };
+        shard.committer.push([entry], reply.map(|reply| (reply, outcome)), credit);
+    }
+
+    fn admission(&self) -> &Admission {
+        &self.admission
+    }
+}

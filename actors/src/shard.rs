@@ -1,0 +1,403 @@
+//! The devices of one shard: who is awake, who has changed since the last checkpoint, and where the state of a
+//! device is found when it wakes.
+//!
+//! The state of a device is, in this order: with its actor if it is awake; among the *parked* snapshots (put to
+//! sleep, or rebuilt from the log at start, and not yet in a checkpoint); in the shard's state store; else new.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use device::entry::{Entry, LogBody, LogRecord};
+use device::id::{DeviceId, ShardId};
+use device::machine::Device;
+use device::schema::Catalog;
+use device::seq::Position;
+use parking_lot::{Mutex, RwLock};
+use ractor::ActorRef;
+use storage::log::ShardLog;
+use storage::state::StateStore;
+use thiserror::Error;
+
+use crate::committer::{Clock, Committer};
+use crate::device_actor::{DeviceMessage, SnapshotRequest};
+use crate::handle::DeviceHandle;
+use crate::message::Downlink;
+use crate::metrics::Metrics;
+use crate::supervisor::SupervisorMessage;
+
+/// How much of the log is read at a time when state is rebuilt from it.
+const READ_BYTES: usize = 4 << 20;
+
+/// Source of random numbers.
+pub type Random = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// Why the state of a device could not be had.
+#[derive(Debug, Error)]
+pub enum ShardError {
+    /// The state store did not answer.
+    #[error("cannot read device state: {0}")]
+    State(#[from] storage::state::StateError),
+    /// The log could not be read.
+    #[error("cannot read the shard log: {0}")]
+    Log(#[from] storage::log::LogError),
+    /// A record or snapshot is damaged or newer than this program.
+    #[error("cannot decode {what}: {error}")]
+    Decode {
+        /// Which thing.
+        what: String,
+        /// What is wrong with it.
+        error: String,
+    },
+}
+
+#[derive(Clone)]
+struct Parked {
+    snapshot: Bytes,
+    generation: u64,
+}
+
+/// One shard of this node.
+pub struct Shard {
+    /// Which one.
+    pub id: ShardId,
+    /// Its group commit.
+    pub committer: Committer,
+    pub(crate) log: Arc<dyn ShardLog>,
+    pub(crate) state: Arc<StateStore>,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) clock: Clock,
+    pub(crate) random: Random,
+    pub(crate) downlink: Arc<dyn Downlink>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) passivate_after_ns: i64,
+    supervisor: OnceLock<ActorRef<SupervisorMessage>>,
+    devices: RwLock<HashMap<DeviceId, Arc<DeviceHandle>>>,
+    parked: Mutex<HashMap<DeviceId, Parked>>,
+    generation: AtomicU64,
+    dirty: Mutex<Vec<Arc<DeviceHandle>>>,
+    attention: Mutex<Vec<Arc<DeviceHandle>>>,
+    /// The state store stands for the log up to here.
+    checkpoint: AtomicU64,
+}
+
+/// What a shard is made of.
+pub struct Parts {
+    /// Which one.
+    pub id: ShardId,
+    /// Its group commit.
+    pub committer: Committer,
+    /// Its log.
+    pub log: Arc<dyn ShardLog>,
+    /// Its state store.
+    pub state: Arc<StateStore>,
+    /// Declared streams.
+    pub catalog: Arc<Catalog>,
+    /// Time.
+    pub clock: Clock,
+    /// Random numbers.
+    pub random: Random,
+    /// The way to subscribers.
+    pub downlink: Arc<dyn Downlink>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// How long a device is silent before it sleeps, in nanoseconds.
+    pub passivate_after_ns: i64,
+    /// Position that the state store stands for.
+    pub checkpoint: Position,
+}
+
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shard").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Shard {
+    /// A shard with nobody awake.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            id: parts.id,
+            committer: parts.committer,
+            log: parts.log,
+            state: parts.state,
+            catalog: parts.catalog,
+            clock: parts.clock,
+            random: parts.random,
+            downlink: parts.downlink,
+            metrics: parts.metrics,
+            passivate_after_ns: parts.passivate_after_ns,
+            supervisor: OnceLock::new(),
+            devices: RwLock::default(),
+            parked: Mutex::default(),
+            generation: AtomicU64::new(1),
+            dirty: Mutex::default(),
+            attention: Mutex::default(),
+            checkpoint: AtomicU64::new(parts.checkpoint.0),
+        }
+    }
+
+    pub(crate) fn supervised_by(&self, supervisor: ActorRef<SupervisorMessage>) {
+        let _ = self.supervisor.set(supervisor);
+    }
+
+    pub(crate) fn supervisor(&self) -> Option<&ActorRef<SupervisorMessage>> {
+        self.supervisor.get()
+    }
+
+    /// The inbox of a device; wakes it if it sleeps.
+    pub(crate) fn open(&self, id: &DeviceId) -> Arc<DeviceHandle> {
+        if let Some(handle) = self.devices.read().get(id) {
+            return handle.clone();
+        }
+        let mut devices = self.devices.write();
+        if let Some(handle) = devices.get(id) {
+            return handle.clone();
+        }
+        let handle = Arc::new(DeviceHandle::new(id.clone(), (self.clock)()));
+        devices.insert(id.clone(), handle.clone());
+        drop(devices);
+        if let Some(supervisor) = self.supervisor.get() {
+            let _ = supervisor.send_message(SupervisorMessage::Wake(handle.clone()));
+        }
+        handle
+    }
+
+    /// Who is awake.
+    pub fn awake(&self) -> Vec<Arc<DeviceHandle>> {
+        self.devices.read().values().cloned().collect()
+    }
+
+    /// Whether the device's actor runs.
+    pub fn is_awake(&self, id: &DeviceId) -> bool {
+        self.devices.read().contains_key(id)
+    }
+
+    /// How many are awake.
+    pub fn awake_count(&self) -> usize {
+        self.devices.read().len()
+    }
+
+    /// The handle of a device if it is awake.
+    pub(crate) fn if_awake(&self, id: &DeviceId) -> Option<Arc<DeviceHandle>> {
+        self.devices.read().get(id).cloned()
+    }
+
+    /// Puts a device to sleep: closes its inbox and parks its state. False: something has just come for it.
+    pub(crate) fn park(&self, handle: &Arc<DeviceHandle>, device: &Device) -> bool {
+        let mut devices = self.devices.write();
+        if !handle.close_if_idle() {
+            return false;
+        }
+        self.park_snapshot(handle.id(), Bytes::from(device.snapshot()));
+        devices.remove(handle.id());
+        true
+    }
+
+    fn park_snapshot(&self, id: &DeviceId, snapshot: Bytes) {
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed);
+        self.parked.lock().insert(id.clone(), Parked { snapshot, generation });
+    }
+
+    /// The device has changed: the next checkpoint has to hold it.
+    pub(crate) fn touch(&self, handle: &Arc<DeviceHandle>) {
+        if handle.mark_dirty() {
+            self.dirty.lock().push(handle.clone());
+        }
+    }
+
+    /// The device wants a tick soon.
+    pub(crate) fn attend(&self, handle: &Arc<DeviceHandle>) {
+        if !handle.attention.swap(true, Ordering::AcqRel) {
+            self.attention.lock().push(handle.clone());
+        }
+    }
+
+    /// Ticks those who asked for it.
+    pub(crate) fn tick(&self) {
+        let waiting = std::mem::take(&mut *self.attention.lock());
+        for handle in waiting {
+            handle.attention.store(false, Ordering::Release);
+            handle.tell(DeviceMessage::Tick);
+        }
+    }
+
+    /// The last durable state of a device.
+    pub(crate) async fn load(&self, id: &DeviceId, after_failure: bool) -> Result<Device, ShardError> {
+        if after_failure {
+            // An entry of the failed actor may still be in the committer: restored without it, the device would
+            // admit a repeat of it once more.
+            let position = self.committer.gathering();
+            while !self.committer.settled(position) {
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        }
+        let mut device = self.stored(id).await?;
+        if after_failure {
+            self.replay(&mut device, self.committer.durable())?;
+        }
+        Ok(device)
+    }
+
+    /// The state of a device as parked or stored, without what the log holds behind it.
+    pub(crate) async fn stored(&self, id: &DeviceId) -> Result<Device, ShardError> {
+        let parked = self.parked.lock().get(id).map(|parked| parked.snapshot.clone());
+        let snapshot = match parked {
+            Some(snapshot) => Some(snapshot),
+            None => self.state.device(id).await?,
+        };
+        let Some(snapshot) = snapshot else { return Ok(Device::new(id.clone())) };
+        Device::restore(id.clone(), &snapshot).map_err(|error| ShardError::Decode {
+            what: format!("the state of device {id}"),
+            error: error.to_string(),
+        })
+    }
+
+    /// Applies what the log holds of one device behind the last checkpoint.
+    fn replay(&self, device: &mut Device, upto: Position) -> Result<(), ShardError> {
+        let id = device.id().clone();
+        self.scan(Position(self.checkpoint.load(Ordering::Acquire)), upto, |position, entries| {
+            for entry in entries.iter().filter(|entry| entry.device == id) {
+                device.apply(position, entry);
+            }
+            device.advance(position);
+            Ok(())
+        })
+    }
+
+    fn scan(
+        &self,
+        after: Position,
+        upto: Position,
+        mut each: impl FnMut(Position, &[Entry]) -> Result<(), ShardError>,
+    ) -> Result<(), ShardError> {
+        let mut next = after.next();
+        while next <= upto {
+            let records = self.log.read(self.id, next, READ_BYTES)?;
+            if records.is_empty() {
+                return Ok(());
+            }
+            for (position, bytes) in records {
+                if position > upto {
+                    return Ok(());
+                }
+                let record = LogRecord::decode(bytes).map_err(|error| ShardError::Decode {
+                    what: format!("record {position} of the log of shard {}", self.id),
+                    error: error.to_string(),
+                })?;
+                if let LogBody::Batch(entries) = &record.body {
+                    each(position, entries)?;
+                }
+                next = position.next();
+            }
+        }
+        Ok(())
+    }
+
+    /// Rebuilds the devices that changed behind the last checkpoint and parks them. For the start, before anybody
+    /// is awake. Returns how many there were.
+    pub async fn recover(&self) -> Result<usize, ShardError> {
+        let mut entries_of: HashMap<DeviceId, Vec<(Position, Entry)>> = HashMap::new();
+        let upto = self.committer.durable();
+        self.scan(Position(self.checkpoint.load(Ordering::Acquire)), upto, |position, entries| {
+            for entry in entries.iter().filter(|entry| entry.device != DeviceId::nobody()) {
+                entries_of.entry(entry.device.clone()).or_default().push((position, entry.clone()));
+            }
+            Ok(())
+        })?;
+        let count = entries_of.len();
+        for (id, entries) in entries_of {
+            let mut device = self.stored(&id).await?;
+            let mut last = Position(0);
+            for (position, entry) in &entries {
+                if *position != last && last.0 > 0 {
+                    device.advance(last);
+                }
+                device.apply(*position, entry);
+                last = *position;
+            }
+            device.advance(last);
+            self.park_snapshot(&id, Bytes::from(device.snapshot()));
+        }
+        Ok(count)
+    }
+
+    /// Snapshots of all devices that changed since the last checkpoint, each with everything up to `barrier`.
+    ///
+    /// The barrier must be durable. Must be called outside of actors (it waits for them).
+    pub async fn snapshots(&self, barrier: Position) -> Result<Snapshots, ShardError> {
+        let dirty = std::mem::take(&mut *self.dirty.lock());
+        let (reply, mut answers) = tokio::sync::mpsc::channel(dirty.len().max(1));
+        let mut waiting: HashMap<DeviceId, Arc<DeviceHandle>> = HashMap::with_capacity(dirty.len());
+        for handle in dirty {
+            handle.dirty.store(false, Ordering::Release);
+            if handle.tell(DeviceMessage::Snapshot(SnapshotRequest { reply: reply.clone() })) {
+                waiting.insert(handle.id().clone(), handle);
+            } else {
+                waiting.insert(handle.id().clone(), handle.clone());
+            }
+        }
+        drop(reply);
+        let mut devices = Vec::with_capacity(waiting.len());
+        // Ends when every actor has answered or died: a dead actor's request is dropped with its mailbox.
+        while let Some((id, snapshot)) = answers.recv().await {
+            if let (Some(snapshot), Some(_)) = (snapshot, waiting.remove(&id)) {
+                devices.push((id, snapshot));
+            }
+        }
+        // Those that sleep by now are parked; those that failed are rebuilt from the log.
+        let parked: Vec<(DeviceId, Parked)> =
+            self.parked.lock().iter().map(|(id, parked)| (id.clone(), parked.clone())).collect();
+        for id in waiting.into_keys() {
+            let mut device = self.stored(&id).await?;
+            self.replay(&mut device, barrier)?;
+            devices.push((id, Bytes::from(device.snapshot())));
+        }
+        let answered: std::collections::HashSet<DeviceId> = devices.iter().map(|(id, _)| id.clone()).collect();
+        let mut generations = Vec::with_capacity(parked.len());
+        for (id, parked) in parked {
+            generations.push((id.clone(), parked.generation));
+            if !answered.contains(&id) {
+                devices.push((id, parked.snapshot));
+            }
+        }
+        devices.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(Snapshots { devices, generations })
+    }
+
+    /// The snapshots stand in the state store, which now stands for the log up to `position`.
+    pub fn persisted(&self, position: Position, snapshots: &Snapshots) {
+        self.checkpoint.fetch_max(position.0, Ordering::AcqRel);
+        let mut parked = self.parked.lock();
+        for (id, generation) in &snapshots.generations {
+            if parked.get(id).is_some_and(|parked| parked.generation == *generation) {
+                parked.remove(id);
+            }
+        }
+        if parked.is_empty() && parked.capacity() > 1024 {
+            parked.shrink_to_fit();
+        }
+    }
+
+    /// Names of all devices that are awake or parked; the state store may know more.
+    pub fn known(&self) -> Vec<DeviceId> {
+        let mut ids: Vec<DeviceId> = self.devices.read().keys().cloned().collect();
+        ids.extend(self.parked.lock().keys().cloned());
+        ids
+    }
+
+    /// Devices whose state is parked, in memory until the next checkpoint.
+    pub fn parked_count(&self) -> usize {
+        self.parked.lock().len()
+    }
+}
+
+/// What a checkpoint holds of devices.
+#[derive(Debug, Default)]
+pub struct Snapshots {
+    /// State of each, ordered by id.
+    pub devices: Vec<(DeviceId, Bytes)>,
+    generations: Vec<(DeviceId, u64)>,
+}

@@ -1,0 +1,123 @@
+//! Which columns a table has: the system columns of every stream, its declared fields, the system tables.
+//!
+//! The only place that maps a declared stream to Arrow. Timestamps are nanoseconds, UTC.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use device::schema::{FieldType, Stream};
+
+/// The system columns that stand before a stream's own fields, in this order.
+pub const SYSTEM_COLUMNS: [&str; 12] = [
+    "device",
+    "epoch",
+    "seq",
+    "ts",
+    "ts_device",
+    "ts_ingest",
+    "clock_err_ns",
+    "clock_q",
+    "schema_minor",
+    "flags",
+    "assured",
+    "extra",
+];
+
+/// The table of payloads that could not become rows.
+pub const DEAD_LETTERS: &str = "_dead_letters";
+/// The table of declared losses.
+pub const LOSSES: &str = "_losses";
+/// The table of what came too late for a window.
+pub const LATE: &str = "_late";
+
+/// `TIMESTAMP(NANOS, UTC)`.
+pub fn timestamp() -> DataType {
+    DataType::Timestamp(TimeUnit::Nanosecond, Some(Arc::from("UTC")))
+}
+
+/// Arrow type of a declared field.
+pub fn data_type(kind: FieldType) -> DataType {
+    match kind {
+        FieldType::Bool => DataType::Boolean,
+        FieldType::I64 => DataType::Int64,
+        FieldType::U64 => DataType::UInt64,
+        FieldType::F32 => DataType::Float32,
+        FieldType::F64 => DataType::Float64,
+        FieldType::Text => DataType::Utf8,
+        FieldType::Bytes => DataType::Binary,
+        FieldType::F64List => DataType::new_list(DataType::Float64, true),
+        FieldType::I64List => DataType::new_list(DataType::Int64, true),
+    }
+}
+
+/// Columns of a stream's table: [`SYSTEM_COLUMNS`], then the declared fields (nullable). Units and comments are
+/// field metadata under `unit` and `description`.
+pub fn stream_schema(stream: &Stream) -> SchemaRef {
+    let mut fields = vec![
+        Field::new("device", DataType::Utf8, false),
+        Field::new("epoch", DataType::Int64, false),
+        Field::new("seq", DataType::Int64, false),
+        Field::new("ts", timestamp(), false),
+        Field::new("ts_device", timestamp(), true),
+        Field::new("ts_ingest", timestamp(), false),
+        Field::new("clock_err_ns", DataType::Int64, true),
+        Field::new("clock_q", DataType::UInt8, false),
+        Field::new("schema_minor", DataType::UInt16, false),
+        Field::new("flags", DataType::UInt32, false),
+        Field::new("assured", DataType::Boolean, false),
+        Field::new("extra", DataType::Utf8, true),
+    ];
+    for field in &stream.fields {
+        let mut metadata = HashMap::new();
+        if let Some(unit) = &field.unit {
+            metadata.insert("unit".to_owned(), unit.clone());
+        }
+        if let Some(comment) = &field.comment {
+            metadata.insert("description".to_owned(), comment.clone());
+        }
+        fields.push(Field::new(&*field.name, data_type(field.kind), true).with_metadata(metadata));
+    }
+    Arc::new(Schema::new(fields))
+}
+
+/// Columns of [`DEAD_LETTERS`].
+pub fn dead_letters_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("device", DataType::Utf8, false),
+        Field::new("topic", DataType::Utf8, false),
+        Field::new("ts_ingest", timestamp(), false),
+        Field::new("reason", DataType::Utf8, false),
+        Field::new("text", DataType::Utf8, false),
+        Field::new("payload", DataType::Binary, false),
+        Field::new("epoch", DataType::Int64, true),
+        Field::new("seq", DataType::Int64, true),
+        Field::new("records", DataType::UInt32, true),
+    ]))
+}
+
+/// Columns of [`LOSSES`]. `from_seq` and `to_seq` are inclusive.
+pub fn losses_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("device", DataType::Utf8, false),
+        Field::new("epoch", DataType::Int64, false),
+        Field::new("from_seq", DataType::Int64, false),
+        Field::new("to_seq", DataType::Int64, false),
+        Field::new("reason", DataType::UInt8, false),
+        Field::new("reason_text", DataType::Utf8, false),
+        Field::new("ts", timestamp(), false),
+    ]))
+}
+
+/// Columns of [`LATE`]: one row per pipeline, device and window at each barrier that found late rows.
+pub fn late_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("pipeline", DataType::Utf8, false),
+        Field::new("device", DataType::Utf8, false),
+        Field::new("window_start", timestamp(), false),
+        Field::new("window_end", timestamp(), false),
+        Field::new("reason", DataType::Utf8, false),
+        Field::new("records", DataType::UInt64, false),
+        Field::new("ts", timestamp(), false),
+    ]))
+}
