@@ -1,0 +1,265 @@
+//! How a [`LogRecord`] stands in the log: a version byte, then packed integers and raw payloads.
+//!
+//! Decoding shares the input instead of copying payloads, and takes any bytes without panicking or allocating
+//! more than they could stand for. There is no checksum here: the log that holds the record has one.
+
+use bytes::Bytes;
+
+use super::{Body, DeadLetter, Entry, LogBody, LogRecord, Loss, LossReason, Reason, Records, Run};
+use crate::id::DeviceId;
+use crate::payload::PayloadFormat;
+use crate::seq::{Barrier, Epoch, MAX_SEQ};
+use crate::time::Timestamp;
+use crate::varint::{self, Broken, Cursor};
+
+/// The version that [`LogRecord::encode`] writes.
+const VERSION: u8 = 1;
+
+const BATCH: u8 = 1;
+const BARRIER: u8 = 2;
+
+const RECORDS: u8 = 1;
+const LOSS: u8 = 2;
+const DEAD_LETTER: u8 = 3;
+const CLOSED: u8 = 4;
+
+/// Why bytes are not a log record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a newer engine.
+    #[error("log record version {found} is newer than this engine's {known}: run the newer engine")]
+    Newer {
+        /// Its version.
+        found: u8,
+        /// The newest version this engine knows.
+        known: u8,
+    },
+    /// The bytes are not a log record.
+    #[error("log record is damaged at byte {at}: expected {what}")]
+    Damaged {
+        /// Where.
+        at: usize,
+        /// What was expected there.
+        what: &'static str,
+    },
+}
+
+impl From<Broken> for DecodeError {
+    fn from(broken: Broken) -> Self {
+        Self::Damaged { at: broken.at, what: broken.what }
+    }
+}
+
+impl LogRecord {
+    /// Appends the record's stored form to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.push(VERSION);
+        match &self.body {
+            LogBody::Batch(entries) => {
+                out.push(BATCH);
+                varint::put_signed(out, self.time.0);
+                varint::put(out, entries.len() as u64);
+                for entry in entries {
+                    put_entry(out, self.time, entry);
+                }
+            }
+            LogBody::Barrier { barrier, cut, catalog } => {
+                out.push(BARRIER);
+                varint::put_signed(out, self.time.0);
+                varint::put(out, barrier.0);
+                out.push(u8::from(*cut));
+                varint::put(out, *catalog);
+            }
+        }
+    }
+
+    /// Reads what [`Self::encode`] wrote; the payloads in the result share `bytes`.
+    pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
+        let mut cursor = Cursor::new(&bytes);
+        let found = cursor.byte("a version")?;
+        if found > VERSION {
+            return Err(DecodeError::Newer { found, known: VERSION });
+        }
+        if found != VERSION {
+            return Err(DecodeError::Damaged { at: 0, what: "a version" });
+        }
+        let kind = cursor.byte("a kind of record")?;
+        let time = Timestamp(cursor.signed("a time")?);
+        let body = match kind {
+            BATCH => {
+                // The shortest entry: a name of two bytes, a time, a tag and an epoch.
+                let count = cursor.count(5, "a number of entries")?;
+                let mut entries: Vec<Entry> = Vec::with_capacity(count);
+                for _ in 0..count {
+                    let entry = entry(&mut cursor, &bytes, time, entries.last())?;
+                    entries.push(entry);
+                }
+                LogBody::Batch(entries)
+            }
+            BARRIER => LogBody::Barrier {
+                barrier: Barrier(cursor.unsigned("a barrier number")?),
+                cut: boolean(&mut cursor, "whether files are cut")?,
+                catalog: cursor.unsigned("a catalog version")?,
+            },
+            _ => return Err(DecodeError::Damaged { at: 1, what: "a kind of record" }),
+        };
+        cursor.end("the end of the record")?;
+        Ok(Self { time, body })
+    }
+}
+
+fn put_entry(out: &mut Vec<u8>, time: Timestamp, entry: &Entry) {
+    varint::put_bytes(out, entry.device.as_str().as_bytes());
+    // Messages are received just before the group commit that holds them: the difference is short. It wraps, so
+    // that any two times come back as they were.
+    varint::put_signed(out, entry.received.0.wrapping_sub(time.0));
+    match &entry.body {
+        Body::Records(records) => {
+            out.push(RECORDS);
+            out.push(records.format as u8 | u8::from(records.assured) << 7);
+            varint::put(out, records.runs.len() as u64);
+            for run in &records.runs {
+                varint::put(out, u64::from(run.index));
+                varint::put(out, u64::from(run.len));
+                put_epoch(out, run.epoch);
+                varint::put(out, run.seq);
+            }
+            varint::put(out, records.stamps.len() as u64);
+            let mut before = entry.received.0;
+            for stamp in &records.stamps {
+                varint::put_signed(out, stamp.0.wrapping_sub(before));
+                before = stamp.0;
+            }
+            varint::put_bytes(out, &records.payload);
+        }
+        Body::Loss(loss) => {
+            out.push(LOSS);
+            put_epoch(out, loss.epoch);
+            varint::put(out, loss.from);
+            varint::put(out, loss.to);
+            out.push(loss.reason as u8);
+        }
+        Body::DeadLetter(letter) => {
+            out.push(DEAD_LETTER);
+            varint::put_bytes(out, letter.sender.as_bytes());
+            varint::put_bytes(out, letter.topic.as_bytes());
+            out.push(letter.reason as u8);
+            varint::put_bytes(out, letter.text.as_bytes());
+            match letter.accounted {
+                None => out.push(0),
+                Some((epoch, seq, count)) => {
+                    out.push(1);
+                    put_epoch(out, epoch);
+                    varint::put(out, seq);
+                    varint::put(out, u64::from(count));
+                }
+            }
+            varint::put_bytes(out, &letter.payload);
+        }
+        Body::Closed { epoch } => {
+            out.push(CLOSED);
+            put_epoch(out, *epoch);
+        }
+    }
+}
+
+/// Epochs are random: eight bytes hold them in less than a packed integer would.
+fn put_epoch(out: &mut Vec<u8>, epoch: Epoch) {
+    out.extend_from_slice(&epoch.0.to_le_bytes());
+}
+
+fn epoch(cursor: &mut Cursor<'_>) -> Result<Epoch, Broken> {
+    let mut value = [0; 8];
+    value.copy_from_slice(cursor.take(8, "an epoch")?);
+    Ok(Epoch(u64::from_le_bytes(value)))
+}
+
+fn boolean(cursor: &mut Cursor<'_>, what: &'static str) -> Result<bool, Broken> {
+    match cursor.byte(what)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => cursor.broken(what),
+    }
+}
+
+fn seq(cursor: &mut Cursor<'_>) -> Result<u64, Broken> {
+    match cursor.unsigned("a sequence number")? {
+        seq if seq <= MAX_SEQ => Ok(seq),
+        _ => cursor.broken("a sequence number"),
+    }
+}
+
+fn entry(cursor: &mut Cursor<'_>, whole: &Bytes, time: Timestamp, before: Option<&Entry>) -> Result<Entry, Broken> {
+    let at = cursor.at();
+    let name = cursor.text("a device id")?;
+    // A device's messages of one commit stand together: share the name instead of making it again.
+    let device = match before {
+        Some(before) if before.device.as_str() == name => before.device.clone(),
+        _ => DeviceId::new(name).map_err(|_| Broken { at, what: "a device id" })?,
+    };
+    let received = Timestamp(time.0.wrapping_add(cursor.signed("a time")?));
+    let body = match cursor.byte("a kind of entry")? {
+        RECORDS => Body::Records(records(cursor, whole, received)?),
+        LOSS => Body::Loss(Loss {
+            epoch: epoch(cursor)?,
+            from: seq(cursor)?,
+            to: seq(cursor)?,
+            reason: match LossReason::from_u8(cursor.byte("a loss reason")?) {
+                Some(reason) => reason,
+                None => return cursor.broken("a loss reason"),
+            },
+        }),
+        DEAD_LETTER => Body::DeadLetter(DeadLetter {
+            sender: cursor.text("a sender")?.to_owned(),
+            topic: cursor.text("a topic")?.to_owned(),
+            reason: match Reason::from_u8(cursor.byte("a reason")?) {
+                Some(reason) => reason,
+                None => return cursor.broken("a reason"),
+            },
+            text: cursor.text("a text")?.to_owned(),
+            accounted: match boolean(cursor, "whether numbers are accounted for")? {
+                false => None,
+                true => Some((epoch(cursor)?, seq(cursor)?, cursor.unsigned32("a number of records")?)),
+            },
+            payload: cursor.shared(whole, "a payload")?,
+        }),
+        CLOSED => Body::Closed { epoch: epoch(cursor)? },
+        _ => return cursor.broken("a kind of entry"),
+    };
+    Ok(Entry { device, received, body })
+}
+
+fn records(cursor: &mut Cursor<'_>, whole: &Bytes, received: Timestamp) -> Result<Records, Broken> {
+    let format = cursor.byte("a payload format")?;
+    let assured = format & 0x80 != 0;
+    let format = match PayloadFormat::from_u8(format & 0x7f) {
+        Some(format) => format,
+        None => return cursor.broken("a payload format"),
+    };
+    let count = cursor.count(11, "a number of runs")?;
+    let mut runs = Vec::with_capacity(count);
+    for _ in 0..count {
+        let run = Run {
+            index: cursor.unsigned32("the index of a run")?,
+            len: cursor.unsigned32("the length of a run")?,
+            epoch: epoch(cursor)?,
+            seq: seq(cursor)?,
+        };
+        let ends = run.seq.saturating_add(u64::from(run.len.saturating_sub(1)));
+        if run.len == 0 || ends > MAX_SEQ || run.index.checked_add(run.len).is_none() {
+            return cursor.broken("a run inside the number range");
+        }
+        runs.push(run);
+    }
+    let count = cursor.count(1, "a number of times")?;
+    let mut stamps = Vec::with_capacity(count);
+    let mut before = received.0;
+    for _ in 0..count {
+        before = before.wrapping_add(cursor.signed("a time")?);
+        stamps.push(Timestamp(before));
+    }
+    Ok(Records { format, payload: cursor.shared(whole, "a payload")?, runs, stamps, assured })
+}
+
+#[cfg(test)]
+mod tests;
