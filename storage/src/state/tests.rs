@@ -1,0 +1,163 @@
+//! The state on a real directory: what is durable together, across reopening and fencing.
+
+use super::*;
+
+fn bytes(len: usize, seed: u8) -> Bytes {
+    (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect::<Vec<_>>().into()
+}
+
+fn part(pipeline: &str, part: i64, state: Option<Bytes>) -> PipelinePart {
+    PipelinePart { pipeline: pipeline.to_owned(), part, state }
+}
+
+fn device(id: &str) -> DeviceId {
+    DeviceId::new(id).unwrap()
+}
+
+fn rows(barrier: u64, table: &str, ipc: Bytes) -> Outbox {
+    Outbox { barrier: Barrier(barrier), table: table.to_owned(), ipc }
+}
+
+fn checkpoint(barrier: u64) -> Checkpoint {
+    Checkpoint {
+        position: Position(barrier * 100),
+        barrier: Barrier(barrier),
+        time: Timestamp(-5),
+        ..Checkpoint::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_is_there_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::local(dir.path()).unwrap();
+    let state = StateStore::open(&store, ShardId(1)).await.unwrap();
+    assert_eq!(state.load().await.unwrap(), Recovered::default());
+    assert_eq!(state.device(&device("a")).await.unwrap(), None);
+
+    let large = bytes(3 * keys::CHUNK + 17, 1);
+    let first = Checkpoint {
+        devices: vec![(device("b"), bytes(10, 2)), (device("a"), bytes(20, 3)), (device("c"), Bytes::new())],
+        pipelines: vec![
+            part("climate", 7, Some(large.clone())),
+            part("climate", -7, Some(bytes(5, 4))),
+            part("climate_1h", 0, Some(Bytes::new())),
+        ],
+        outbox: vec![rows(1, "climate", bytes(9, 5)), rows(1, "other", large.clone()), rows(1, "climate", bytes(8, 6))],
+        counters: vec![("stored".to_owned(), 12)],
+        ..checkpoint(1)
+    };
+    state.checkpoint(first).await.unwrap();
+    // As a kill would leave it: no close.
+    drop(state);
+
+    let state = StateStore::open(&store, ShardId(1)).await.unwrap();
+    let expected = Recovered {
+        checkpoint: Some((Position(100), Barrier(1), Timestamp(-5))),
+        cut: None,
+        pipelines: vec![
+            part("climate", -7, Some(bytes(5, 4))),
+            part("climate", 7, Some(large.clone())),
+            part("climate_1h", 0, Some(Bytes::new())),
+        ],
+        counters: vec![("stored".to_owned(), 12)],
+    };
+    assert_eq!(state.load().await.unwrap(), expected);
+    assert_eq!(state.device(&device("a")).await.unwrap(), Some(bytes(20, 3)));
+    let all = state.devices(None, 10).await.unwrap();
+    assert_eq!(all.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    let some = state.devices(Some("a"), 1).await.unwrap();
+    assert_eq!(some, [(device("b"), bytes(10, 2))]);
+    let stored = state.outbox(Barrier(1)).await.unwrap();
+    assert_eq!(stored, [rows(1, "climate", bytes(9, 5)), rows(1, "other", large), rows(1, "climate", bytes(8, 6))]);
+    state.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replaced_and_dropped_state_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::local(dir.path()).unwrap();
+    let state = StateStore::open(&store, ShardId(0)).await.unwrap();
+    let large = |seed| Some(bytes(4 * keys::CHUNK, seed));
+    let pipelines =
+        vec![part("a", 0, large(1)), part("a", 1, large(2)), part("ab", 0, large(3)), part("b", 0, large(4))];
+    state.checkpoint(Checkpoint { pipelines, ..checkpoint(1) }).await.unwrap();
+    // A new process knows the chunks of the old one.
+    drop(state);
+    let state = StateStore::open(&store, ShardId(0)).await.unwrap();
+    let second = Checkpoint {
+        dropped_pipelines: vec!["a".to_owned(), "never".to_owned()],
+        pipelines: vec![part("b", 0, Some(bytes(3, 5))), part("ab", 0, None), part("ab", 9, Some(bytes(1, 1)))],
+        ..checkpoint(2)
+    };
+    state.checkpoint(second).await.unwrap();
+    let left = state.load().await.unwrap().pipelines;
+    assert_eq!(left, [part("ab", 9, Some(bytes(1, 1))), part("b", 0, Some(bytes(3, 5)))]);
+    let mut chunks = state.db.scan_prefix(b"x", ..).await.unwrap();
+    assert!(chunks.next().await.unwrap().is_none(), "chunks are left behind");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_empties_the_outbox_up_to_its_barrier() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::local(dir.path()).unwrap();
+    let state = StateStore::open(&store, ShardId(0)).await.unwrap();
+    for barrier in 1..=3 {
+        let outbox = vec![rows(barrier, "t", bytes(2 * keys::CHUNK, barrier as u8))];
+        state.checkpoint(Checkpoint { outbox, ..checkpoint(barrier) }).await.unwrap();
+    }
+    assert_eq!(state.outbox(Barrier(2)).await.unwrap().len(), 2);
+    let cut = CutDone { barrier: Barrier(2), position: Position(200) };
+    state.cut_done(cut).await.unwrap();
+    drop(state);
+    let state = StateStore::open(&store, ShardId(0)).await.unwrap();
+    assert_eq!(state.load().await.unwrap().cut, Some(cut));
+    let left = state.outbox(Barrier(u64::MAX)).await.unwrap();
+    assert_eq!(left, [rows(3, "t", bytes(2 * keys::CHUNK, 3))]);
+    // A checkpoint that is repeated replaces itself.
+    let outbox = vec![rows(3, "t", bytes(5, 8)), rows(3, "t", bytes(5, 9))];
+    state.checkpoint(Checkpoint { outbox, ..checkpoint(3) }).await.unwrap();
+    let outbox = vec![rows(3, "t", bytes(5, 9))];
+    state.checkpoint(Checkpoint { outbox, ..checkpoint(3) }).await.unwrap();
+    assert_eq!(state.outbox(Barrier(3)).await.unwrap(), [rows(3, "t", bytes(5, 9))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_former_owner_is_fenced() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::local(dir.path()).unwrap();
+    let old = StateStore::open(&store, ShardId(0)).await.unwrap();
+    old.checkpoint(checkpoint(1)).await.unwrap();
+    let new = StateStore::open(&store, ShardId(0)).await.unwrap();
+    let refused = old.checkpoint(checkpoint(2)).await.unwrap_err();
+    assert!(matches!(refused, StateError::Fenced), "{refused:?}");
+    new.checkpoint(checkpoint(3)).await.unwrap();
+    assert_eq!(new.load().await.unwrap().checkpoint.unwrap().1, Barrier(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_of_a_newer_engine_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::local(dir.path()).unwrap();
+    let state = StateStore::open(&store, ShardId(4)).await.unwrap();
+    let mut batch = WriteBatch::new();
+    batch.put(keys::FORMAT, 99u32.to_le_bytes());
+    state.write(batch).await.unwrap();
+    state.close().await.unwrap();
+    let refused = StateStore::open(&store, ShardId(4)).await.err().unwrap();
+    assert!(matches!(refused, StateError::Newer { found: 99, .. }), "{refused:?}");
+}
+
+/// State larger than everything SlateDB may hold in memory goes through all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_larger_than_the_write_buffer() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::local(dir.path()).unwrap();
+    let state = StateStore::open(&store, ShardId(0)).await.unwrap();
+    for barrier in 1..=3 {
+        let pipelines = vec![part("large", 0, Some(bytes(100 << 20, barrier as u8)))];
+        state.checkpoint(Checkpoint { pipelines, ..checkpoint(barrier) }).await.unwrap();
+    }
+    let found = state.load().await.unwrap().pipelines;
+    assert!(found == [part("large", 0, Some(bytes(100 << 20, 3)))]);
+}

@@ -1,0 +1,76 @@
+//! Where a data directory's objects are: one place for the stores that DataFusion reads and that we write.
+//!
+//! SlateDB and our own writes use object_store 0.14, which can fsync files and folders; DataFusion 55 is built on
+//! 0.13. Both stand on the same root. Only local directories so far; a bucket would be opened here and nowhere else.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use datafusion::execution::object_store::ObjectStoreUrl;
+use thiserror::Error;
+
+/// Why a store could not be opened.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The directory cannot be used.
+    #[error("cannot use {path} as store: {reason}; it must be a directory this user can read and write")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// An open store. Clones share the connections.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+    writing: Arc<dyn object_store_14::ObjectStore>,
+    reading: Arc<dyn object_store::ObjectStore>,
+    url: ObjectStoreUrl,
+}
+
+impl Store {
+    /// Opens a data directory, creating it if it is missing.
+    pub fn local(root: &Path) -> Result<Self, StoreError> {
+        let failed = |reason: String| StoreError::Directory { path: root.to_owned(), reason };
+        std::fs::create_dir_all(root).map_err(|error| failed(error.to_string()))?;
+        Self::existing(root)
+    }
+
+    /// Opens a data directory that must exist: for commands that only read.
+    pub fn existing(root: &Path) -> Result<Self, StoreError> {
+        let failed = |reason: String| StoreError::Directory { path: root.to_owned(), reason };
+        let root = root.canonicalize().map_err(|error| failed(error.to_string()))?;
+        let writing = object_store_14::local::LocalFileSystem::new_with_prefix(&root)
+            .map_err(|error| failed(error.to_string()))?
+            .with_fsync(true);
+        let reading =
+            object_store::local::LocalFileSystem::new_with_prefix(&root).map_err(|error| failed(error.to_string()))?;
+        // DataFusion finds stores by scheme and authority; one session may read several data directories.
+        let name: String = root.as_os_str().as_encoded_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let url = ObjectStoreUrl::parse(format!("weir://{name}")).map_err(|error| failed(error.to_string()))?;
+        Ok(Self { root, writing: Arc::new(writing), reading: Arc::new(reading), url })
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// For writing: what a call that returned wrote is on the disk, its folders included.
+    pub(crate) fn writing(&self) -> Arc<dyn object_store_14::ObjectStore> {
+        self.writing.clone()
+    }
+
+    /// For DataFusion, under [`Store::url`].
+    pub(crate) fn reading(&self) -> Arc<dyn object_store::ObjectStore> {
+        self.reading.clone()
+    }
+
+    /// The name that DataFusion's sessions know this store by.
+    pub(crate) fn url(&self) -> &ObjectStoreUrl {
+        &self.url
+    }
+}
