@@ -1,0 +1,124 @@
+//! Brings the statements of all files together.
+//!
+//! Names resolve across files and in any order, so streams are read first. A stream with a mistake still has
+//! columns, and pipelines over it are checked: one run shows every mistake.
+
+use std::collections::HashMap;
+
+use device::schema::DEFAULT_STREAM;
+
+use crate::diagnostic::{Diagnostic, Severity, Span, code};
+use crate::name;
+use crate::pipeline;
+use crate::project::{Project, StreamDecl};
+use crate::session::session_state;
+use crate::source::SourceFile;
+use crate::statement::{self, Head};
+use crate::stream;
+
+/// What a name stands for, for the pipelines that read it.
+pub(crate) enum Meaning {
+    /// Index in the streams.
+    Stream(usize),
+    /// A pipeline.
+    Pipeline,
+    /// A statement that could not be read, or that this version cannot run: complained about already.
+    Unreadable,
+}
+
+/// All names of a project.
+pub(crate) struct Names {
+    pub(crate) streams: Vec<StreamDecl>,
+    pub(crate) meanings: HashMap<String, Meaning>,
+}
+
+/// Reads, checks and plans all files as one project. All mistakes of all files in one run, by file and line.
+pub fn check(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
+    let mut found = Vec::new();
+    let mut names = Names { streams: Vec::new(), meanings: HashMap::new() };
+    let mut places: HashMap<String, (&str, Span)> = HashMap::new();
+    let mut pipelines = Vec::new();
+    let mut order: Vec<&SourceFile> = files.iter().collect();
+    order.sort_by(|a, b| a.name.cmp(&b.name));
+    for file in order {
+        for statement in statement::read(file, &mut found) {
+            let Some(ident) = statement.name else { continue };
+            let name = name::normal(&ident);
+            let span = Span::from(ident.span);
+            if let Some((message, help)) = name::refuse_table(&name) {
+                found.push(Diagnostic::error(code::BAD_NAME, &file.name, span, message).help(help));
+            }
+            let first = places.get(&name).copied();
+            if let Some((other, at)) = first {
+                let message = format!("the name `{name}` is taken");
+                found.push(
+                    Diagnostic::error(code::NAME_TAKEN, &file.name, span, message)
+                        .help("streams and pipelines are tables: each needs a name of its own")
+                        .note("first used here", Some((other.to_owned(), at.start))),
+                );
+            } else {
+                places.insert(name.clone(), (&file.name, span));
+            }
+            let meaning = match statement.head {
+                Head::Stream(head) => {
+                    names.streams.push(stream::check(&file.name, &ident, &head, &mut found));
+                    Meaning::Stream(names.streams.len() - 1)
+                }
+                Head::Pipeline(head) => {
+                    pipelines.push((file, ident, head));
+                    Meaning::Pipeline
+                }
+                Head::Unreadable => Meaning::Unreadable,
+            };
+            if first.is_none() {
+                names.meanings.insert(name, meaning);
+            }
+        }
+    }
+    schema_ids(&names.streams, &mut found);
+    if !names.meanings.contains_key(DEFAULT_STREAM) {
+        let taken = names.streams.iter().any(|s| s.stream.schema_id == Some(1));
+        names.meanings.insert(DEFAULT_STREAM.to_owned(), Meaning::Stream(names.streams.len()));
+        names.streams.push(StreamDecl::undeclared((!taken).then_some(1)));
+    }
+    let state = session_state();
+    let mut plans = Vec::new();
+    for (file, ident, head) in pipelines {
+        plans.extend(pipeline::check(&state, &file.name, &ident, &head, &names, &mut found));
+    }
+
+    found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    found.dedup();
+    if found.iter().any(|d| d.severity == Severity::Error) {
+        return Err(found);
+    }
+    let mut streams = names.streams;
+    // The order of the catalog: the default stream has changed places with the first one.
+    if let Some(at) = streams.iter().position(|s| &*s.stream.name == DEFAULT_STREAM) {
+        streams.swap(0, at);
+    }
+    Ok(Project { streams, pipelines: plans, warnings: found })
+}
+
+fn schema_ids(streams: &[StreamDecl], found: &mut Vec<Diagnostic>) {
+    let mut seen: HashMap<u32, &StreamDecl> = HashMap::new();
+    for decl in streams {
+        let (Some(id), Some((file, span))) = (decl.stream.schema_id, &decl.at) else { continue };
+        match seen.get(&id) {
+            // Two streams of one name have been complained about.
+            Some(first) if first.stream.name == decl.stream.name => {}
+            Some(first) => {
+                let message = format!("schema id {id} already belongs to `{}`", first.stream.name);
+                let at = first.at.as_ref().map(|(file, span)| (file.clone(), span.start));
+                found.push(
+                    Diagnostic::error(code::SCHEMA_ID, file, *span, message)
+                        .help("frames name their stream by this number: give each stream its own, as in WITH (schema = 2)")
+                        .note(format!("`{}` is declared here; `{DEFAULT_STREAM}` has 1 by default", first.stream.name), at),
+                );
+            }
+            None => {
+                seen.insert(id, decl);
+            }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Says what a pipeline file means and never runs it.
+//!
+//! A map of the code, in the order a file goes through it:
+//!
+//! * `source` finds and reads `.sql` files.
+//! * `statement` cuts a file into statements and reads their heads (`CREATE STREAM`, `CREATE PIPELINE`) with
+//!   sqlparser's own tokens, so that every position is one in the file; `option` and `interval` read what stands
+//!   in `WITH (...)`.
+//! * `stream` turns a declaration into columns; `pipeline` turns a query into a plan, through `shape` (what a
+//!   query over an endless stream may not do), `name` (columns and functions that exist), `window` (which part of
+//!   `GROUP BY` is the window), `plan` (DataFusion) and `output` (what the table will hold).
+//! * `check` brings the statements of all files together into a [`Project`], or all their [`Diagnostic`]s.
+//! * `session` is the DataFusion configuration that checking and running share.
+//!
+//! There is no clock, no network and no data here; only [`load`] touches the disk.
+
+mod check;
+mod complaint;
+mod cursor;
+mod diagnostic;
+mod expression;
+mod fingerprint;
+mod function;
+mod interval;
+mod name;
+mod option;
+mod output;
+mod pipeline;
+mod plan;
+mod project;
+mod render;
+mod session;
+mod shape;
+mod source;
+mod statement;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod window;
+
+pub use check::check;
+pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
+pub use project::{DEFAULT_LATENESS_NS, Granularity, Kind, PipelinePlan, Project, StreamDecl, Window};
+pub use render::{render_all, render_json};
+pub use session::{session, session_state};
+pub use source::{LoadError, SourceFile, load};

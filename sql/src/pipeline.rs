@@ -1,0 +1,222 @@
+//! From a pipeline's statement to its plan.
+//!
+//! Each step complains about all it can; a later step runs only if the earlier ones left something that it can
+//! look at, so that one mistake is not reported twice.
+
+use std::sync::Arc;
+
+use datafusion::common::ScalarValue;
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::{Expr as Logical, LogicalPlan};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::aggregates::AggregateExec;
+use datafusion::sql::sqlparser::ast::{Ident, Spanned};
+use storage::schema::stream_schema;
+
+use crate::check::{Meaning, Names};
+use crate::complaint::Failure;
+use crate::diagnostic::{Diagnostic, Span, code};
+use crate::expression::{self, Clause, Scope};
+use crate::fingerprint::Fingerprint;
+use crate::name;
+use crate::option::Options;
+use crate::output;
+use crate::plan::Planner;
+use crate::project::{Kind, PipelinePlan, StreamDecl, Window};
+use crate::shape::{self, Source};
+use crate::statement::PipelineHead;
+use crate::window::{self, item_expr};
+
+/// Checks and plans one pipeline. `None`: it was complained about, here or where its stream is declared.
+pub(crate) fn check(
+    state: &SessionState,
+    file: &str,
+    ident: &Ident,
+    head: &PipelineHead,
+    names: &Names,
+    found: &mut Vec<Diagnostic>,
+) -> Option<PipelinePlan> {
+    let before = found.len();
+    let mut options = Options::new(file, &head.options);
+    let (lateness, retain_ns, partition) = options.table();
+    found.extend(options.finish(&[("rollup", "write one pipeline for each length of window, all over the stream")]));
+
+    let parts = shape::take_apart(file, &head.query, &head.tokens, found)?;
+    let stream = resolve(file, &parts.source, names, found)?;
+    let schema = stream_schema(&stream.stream);
+    let columns: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
+    let select = parts.select;
+    let aggregates = select.projection.iter().filter_map(item_expr).chain(select.having.iter());
+    let grouped = !parts.groups.is_empty()
+        || select.having.is_some()
+        || aggregates.into_iter().any(|e| expression::aggregate_in(state, e).is_some());
+    let outputs = output::aliases(select);
+    let scope = Scope {
+        file,
+        state,
+        table: &parts.source.table,
+        alias: &parts.source.alias,
+        columns: &columns,
+        outputs: &outputs,
+        grouped,
+    };
+    let clauses = [(Clause::Where, &select.selection), (Clause::Having, &select.having)];
+    let items = select.projection.iter().filter_map(item_expr).map(|e| (Clause::Select, e));
+    for (clause, expr) in items.chain(clauses.into_iter().filter_map(|(c, e)| Some((c, e.as_ref()?)))) {
+        expression::check(&scope, clause, expr, found);
+    }
+    let groups = window::groups(&scope, select, parts.groups, found);
+    output::check_items(&scope, select, groups.window.as_ref().map(|w| w.size_ns), found);
+
+    // From here on DataFusion speaks.
+    let rewritten = window::rewrite(select, &groups);
+    let planner = Planner::new(state, &parts.source.table, schema.clone()).ok()?;
+    let failure = Failure { file, tokens: &head.tokens, planner: &planner, query: &head.query, select: &rewritten, grouped };
+    if found.len() > before {
+        if groups.sound {
+            failure.parts(found);
+        }
+        return None;
+    }
+    let planned = planner.logical(&head.query, &rewritten).and_then(|logical| {
+        let optimized = planner.optimized(&logical)?;
+        let physical = planner.physical(&optimized)?;
+        Ok((logical, optimized, physical))
+    });
+    let (logical, optimized, physical) = match planned {
+        Ok(plans) => plans,
+        Err(error) => {
+            failure.explain(&error, found);
+            return None;
+        }
+    };
+    let Some(scan) = scan_of(&optimized) else {
+        let span = select.selection.as_ref().map_or(ident.span, Spanned::span);
+        let message = "this query can never give a row: its condition is always false";
+        found.push(Diagnostic::error(code::EMPTY, file, span.into(), message).help("correct the condition"));
+        return None;
+    };
+    let window = match &groups.window {
+        None => None,
+        Some(call) => Some(find_window(&logical, &physical, call.size_ns).or_else(|| {
+            let message = "the window of this query is lost in planning";
+            let help = "write the window as tumble(ts, ..) AS window_start and GROUP BY device, window_start";
+            let span = Span::from(select.select_token.0.span);
+            found.push(Diagnostic::error(code::BAD_WINDOW, file, span, message).help(help));
+            None
+        })?),
+    };
+    let group = window.as_ref().map(|w| w.group.as_str());
+    let output = output::read(&scope, select, &logical, &physical.schema(), &schema, group, found)?;
+    no_effect(file, head, window.is_some(), found);
+
+    let lateness_ns = lateness.unwrap_or(stream.lateness_ns);
+    let mut print = Fingerprint::new();
+    print.text(&parts.source.table).text(&rewritten.to_string());
+    print.optional(window.as_ref().map(|w| w.size_ns)).number(if window.is_some() { lateness_ns } else { 0 });
+    print.text(partition.as_str());
+    for field in scan.fields() {
+        print.text(field.name()).text(&field.data_type().to_string());
+        print.text(field.metadata().get("unit").map_or("", String::as_str));
+    }
+    Some(PipelinePlan {
+        name: name::normal(ident),
+        source: parts.source.table.clone(),
+        lateness_ns,
+        retain_ns,
+        partition,
+        comment: head.comment.clone(),
+        query: head.query.to_string(),
+        fingerprint: print.end(),
+        logical,
+        window,
+        output: output.schema,
+        time_column: output.time_column,
+        device_column: output.device_column,
+        at: (file.to_owned(), ident.span.into()),
+    })
+}
+
+/// The stream of that name.
+fn resolve<'a>(file: &str, source: &Source, names: &'a Names, found: &mut Vec<Diagnostic>) -> Option<&'a StreamDecl> {
+    let complain = |code, message: String| Diagnostic::error(code, file, source.span, message);
+    match names.meanings.get(&source.table) {
+        Some(Meaning::Stream(index)) => return names.streams.get(*index),
+        Some(Meaning::Unreadable) => {}
+        Some(Meaning::Pipeline) => {
+            let message = "this version cannot read a pipeline in a pipeline yet".to_owned();
+            let help = "write the query over the stream that the pipeline reads";
+            found.push(complain(code::NOT_YET, message).help(help));
+        }
+        None if source.table.starts_with('_') => {
+            let message = format!("`{}` is a table of Weir's own, which a pipeline cannot read", source.table);
+            found.push(complain(code::UNKNOWN_TABLE, message).help("query it with `weir query`"));
+        }
+        None => {
+            let mut streams: Vec<&str> = names.streams.iter().map(|s| &*s.stream.name).collect();
+            streams.sort_unstable();
+            let help = name::did_you_mean(&source.table, streams.iter().copied()).unwrap_or_else(|| {
+                let declare = format!("declare it with CREATE STREAM {} (..)", source.table);
+                format!("{declare}; the streams are {}", name::list(streams))
+            });
+            found.push(complain(code::UNKNOWN_TABLE, format!("there is no stream `{}`", source.table)).help(help));
+        }
+    }
+    None
+}
+
+/// The columns that the query reads.
+fn scan_of(plan: &LogicalPlan) -> Option<Arc<arrow::datatypes::Schema>> {
+    if let LogicalPlan::TableScan(scan) = plan {
+        return Some(Arc::new(scan.projected_schema.as_arrow().clone()));
+    }
+    plan.inputs().into_iter().find_map(scan_of)
+}
+
+/// How the physical aggregate calls the window and the device.
+fn find_window(logical: &LogicalPlan, physical: &Arc<dyn ExecutionPlan>, size_ns: i64) -> Option<Window> {
+    let group = group_name(logical, size_ns)?;
+    let aggregate = raw_aggregate(physical)?;
+    let keys: Vec<&str> = aggregate.group_expr().expr().iter().map(|(_, name)| name.as_str()).collect();
+    let device = "device".to_owned();
+    (keys.contains(&group.as_str()) && keys.contains(&device.as_str())).then_some(Window {
+        size_ns,
+        kind: Kind::Tumble,
+        group,
+        device,
+    })
+}
+
+fn group_name(plan: &LogicalPlan, size_ns: i64) -> Option<String> {
+    let LogicalPlan::Aggregate(aggregate) = plan else {
+        return plan.inputs().into_iter().find_map(|p| group_name(p, size_ns));
+    };
+    let window = aggregate.group_expr.iter().find(|e| match e {
+        Logical::ScalarFunction(call) if call.func.name() == "date_bin" => match call.args.as_slice() {
+            [Logical::Literal(ScalarValue::IntervalMonthDayNano(Some(size)), _), Logical::Column(time)] => {
+                time.name == "ts" && size.months == 0 && size.days == 0 && size.nanoseconds == size_ns
+            }
+            _ => false,
+        },
+        _ => false,
+    })?;
+    Some(window.schema_name().to_string())
+}
+
+/// The aggregate next to the source.
+fn raw_aggregate(plan: &Arc<dyn ExecutionPlan>) -> Option<&AggregateExec> {
+    let below = plan.children().into_iter().find_map(raw_aggregate);
+    below.or_else(|| plan.downcast_ref::<AggregateExec>())
+}
+
+/// Warns of options that do nothing.
+fn no_effect(file: &str, head: &PipelineHead, windowed: bool, found: &mut Vec<Diagnostic>) {
+    if windowed {
+        return;
+    }
+    for setting in head.options.iter().filter(|s| s.name == "lateness") {
+        let message = format!("`{}` has no effect: this pipeline has no window", setting.name);
+        let diagnostic = Diagnostic::warning(code::NO_EFFECT, file, setting.name_span, message);
+        found.push(diagnostic.help("leave it out"));
+    }
+}

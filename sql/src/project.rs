@@ -1,0 +1,189 @@
+//! What a checked project consists of. Values only: whoever runs them is elsewhere.
+
+use arrow::datatypes::SchemaRef;
+use datafusion::logical_expr::LogicalPlan;
+use device::schema::{Catalog, DEFAULT_STREAM, SchemaVersion, Stream};
+
+use crate::diagnostic::{Diagnostic, Span};
+use crate::fingerprint::Fingerprint;
+
+/// How long after the end of a window its rows may still come, unless a file says otherwise: 30 seconds.
+pub const DEFAULT_LATENESS_NS: i64 = 30_000_000_000;
+
+/// How long a partition of a table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Granularity {
+    /// `date=YYYY-MM-DD/hour=HH`
+    Hour,
+    /// `date=YYYY-MM-DD`
+    Day,
+}
+
+impl Granularity {
+    /// As it is written in `WITH (partition = '..')`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hour => "hour",
+            Self::Day => "day",
+        }
+    }
+}
+
+/// A stream: what devices send, and how long it is kept.
+#[derive(Debug, Clone)]
+pub struct StreamDecl {
+    /// Name, fields, ids and version.
+    pub stream: Stream,
+    /// What a pipeline over this stream takes as its lateness if it gives none.
+    pub lateness_ns: i64,
+    /// How long rows are kept; `None`: for ever.
+    pub retain_ns: Option<i64>,
+    /// How its table is partitioned.
+    pub partition: Granularity,
+    /// Text for people.
+    pub comment: Option<String>,
+    /// File and place of its name; `None` for [`DEFAULT_STREAM`] when no file declares it.
+    pub at: Option<(String, Span)>,
+}
+
+impl StreamDecl {
+    /// The stream that exists even if no file declares it.
+    pub(crate) fn undeclared(schema_id: Option<u32>) -> Self {
+        Self {
+            stream: Stream {
+                name: DEFAULT_STREAM.into(),
+                schema_id,
+                version: SchemaVersion { major: 1, minor: 0 },
+                fields: Vec::new(),
+            },
+            lateness_ns: DEFAULT_LATENESS_NS,
+            retain_ns: None,
+            partition: Granularity::Hour,
+            comment: None,
+            at: None,
+        }
+    }
+}
+
+/// How windows follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Windows of one size, one after the other, aligned to the Unix epoch.
+    Tumble,
+}
+
+/// The window of a pipeline, and how to find it in the plan.
+///
+/// In the query `tumble(ts, INTERVAL ..)` has become `date_bin(INTERVAL .., ts)` and `window_end()` has become
+/// `date_bin(..) + INTERVAL ..`, so plans hold only functions that DataFusion knows. A windowed plan has exactly
+/// one aggregate. Planned with [`crate::session`], the output schema of that `AggregateExec` has the group columns
+/// first; among them are one named [`Window::group`] and one named [`Window::device`]. The check has seen this to
+/// be so. Their positions may differ from those in `GROUP BY`: look them up by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// Length in nanoseconds, positive. The window of `ts` is `[s, s + size)` with `s` = `ts` rounded down to a
+    /// multiple of `size` (towards the past also before 1970).
+    pub size_ns: i64,
+    /// How windows follow each other.
+    pub kind: Kind,
+    /// Name of the window start among the group columns of the physical aggregate.
+    pub group: String,
+    /// Name of the device among the group columns of the physical aggregate.
+    pub device: String,
+}
+
+/// A continuous query, checked and planned.
+#[derive(Debug, Clone)]
+pub struct PipelinePlan {
+    /// Name of the pipeline and of its table.
+    pub name: String,
+    /// Name of the stream it reads.
+    pub source: String,
+    /// How long after the end of a window its rows may still come. Without meaning if there is no window.
+    pub lateness_ns: i64,
+    /// How long results are kept; `None`: for ever.
+    pub retain_ns: Option<i64>,
+    /// How the table of results is partitioned.
+    pub partition: Granularity,
+    /// Text for people.
+    pub comment: Option<String>,
+    /// The query without comments and in one spelling of spaces and keywords.
+    pub query: String,
+    /// Changes when results may have changed: by the query, the types and units of the columns it reads, the
+    /// lateness, the partitioning. Stays the same under comments, spaces, retention and columns it does not read.
+    pub fingerprint: u64,
+    /// The query over a scan of [`PipelinePlan::source`], whose columns are those of
+    /// `storage::schema::stream_schema`; planned by DataFusion, neither analyzed nor optimized. The provider behind
+    /// the scan is unbounded and has no rows: replace it, or the leaf of the physical plan, to run the query.
+    pub logical: LogicalPlan,
+    /// `None`: rows are filtered and projected one by one.
+    pub window: Option<Window>,
+    /// Names and types of the result, as the physical plan gives them. The only metadata are `unit` and
+    /// `description` where they are known; batches of the plan do not carry them by themselves.
+    pub output: SchemaRef,
+    /// The column of `output` that files are partitioned by: the window start, or the event time `ts`.
+    pub time_column: String,
+    /// The column of `output` that holds the device. Always there if there is a window.
+    pub device_column: Option<String>,
+    /// File and place of its name.
+    pub at: (String, Span),
+}
+
+/// All streams and pipelines of some files that fit together.
+#[derive(Debug, Clone)]
+pub struct Project {
+    /// All streams in the order of [`Project::catalog`]: [`DEFAULT_STREAM`] is always there and always first.
+    pub streams: Vec<StreamDecl>,
+    /// All pipelines, by file and line.
+    pub pipelines: Vec<PipelinePlan>,
+    /// What can run but is probably not meant.
+    pub warnings: Vec<Diagnostic>,
+}
+
+impl Project {
+    /// A project without files: the stream `telemetry` without fields.
+    pub fn empty() -> Self {
+        Self { streams: vec![StreamDecl::undeclared(Some(1))], pipelines: Vec::new(), warnings: Vec::new() }
+    }
+
+    /// The streams as devices and tables need them. Indexes are those of [`Project::streams`].
+    pub fn catalog(&self) -> Catalog {
+        Catalog::new(self.streams.iter().map(|s| s.stream.clone()).collect())
+    }
+
+    /// The stream of that name.
+    pub fn stream(&self, name: &str) -> Option<&StreamDecl> {
+        self.streams.iter().find(|s| &*s.stream.name == name)
+    }
+
+    /// The pipeline of that name.
+    pub fn pipeline(&self, name: &str) -> Option<&PipelinePlan> {
+        self.pipelines.iter().find(|p| p.name == name)
+    }
+
+    /// Changes with anything an engine may act on, retention and comments included; not with spaces, SQL comments,
+    /// or how statements are spread over files.
+    pub fn fingerprint(&self) -> u64 {
+        let mut print = Fingerprint::new();
+        let mut streams: Vec<&StreamDecl> = self.streams.iter().collect();
+        streams.sort_by(|a, b| a.stream.name.cmp(&b.stream.name));
+        for decl in streams {
+            print.text("stream").text(&decl.stream.name).optional(decl.stream.schema_id.map(i64::from));
+            print.number(i64::from(decl.stream.version.major)).number(i64::from(decl.stream.version.minor));
+            for field in &decl.stream.fields {
+                print.text(&field.name).number(i64::from(field.id)).text(&format!("{:?}", field.kind));
+                print.text(field.unit.as_deref().unwrap_or("")).number(i64::from(field.scale));
+                print.text(field.comment.as_deref().unwrap_or(""));
+            }
+            print.number(decl.lateness_ns).optional(decl.retain_ns).text(decl.partition.as_str());
+            print.text(decl.comment.as_deref().unwrap_or(""));
+        }
+        let mut pipelines: Vec<&PipelinePlan> = self.pipelines.iter().collect();
+        pipelines.sort_by(|a, b| a.name.cmp(&b.name));
+        for plan in pipelines {
+            print.text("pipeline").text(&plan.name).number(plan.fingerprint as i64).optional(plan.retain_ns);
+            print.text(plan.comment.as_deref().unwrap_or(""));
+        }
+        print.end()
+    }
+}
