@@ -1,0 +1,39 @@
+//! Runs checked pipelines over durable rows and gives each window's result exactly once.
+//!
+//! A map, from the rim inwards:
+//!
+//! * [`Pipeline`] (`pipeline.rs`): one running query of one shard: rows in, closed windows out, state saved and
+//!   restored;
+//! * `plan.rs`: cuts DataFusion's physical plan at its aggregate; `stage.rs` evaluates what lies below and above it;
+//! * `operator.rs`: the window operator; `aggregate.rs` is its hash table over DataFusion's accumulators and
+//!   `digest.rs` its own accumulator for percentiles,
+//!   `store.rs` the states of windows that are still open;
+//! * `watermark.rs`, `window.rs`: pure decisions: how far a device is, what is due, closed or late;
+//! * `checkpoint.rs`: the bytes of a state.
+//!
+//! * [`runner`]: the consumer of a shard's log: feeds tables and pipelines, checkpoints, cuts files;
+//! * [`output`]: how tables are written; [`live`]: rows that are in no file yet.
+//!
+//! Absent on purpose: clocks (time is a value of the log) and device actors (this crate sees only what is durable).
+
+pub mod live;
+pub mod output;
+pub mod runner;
+
+mod aggregate;
+mod checkpoint;
+mod digest;
+mod error;
+mod operator;
+mod pipeline;
+mod plan;
+mod stage;
+mod store;
+#[cfg(test)]
+mod tests;
+mod watermark;
+mod window;
+
+pub use error::PipelineError;
+pub use pipeline::{Closed, LATE, LateRow, Pipeline, Stats};
+pub use watermark::{HOLD, SLACK};

@@ -1,0 +1,473 @@
+//! One continuous query over one shard: rows in, in the order of the log; at each barrier the rows of closed windows
+//! out; its state saved and restored.
+//!
+//! Everything it gives is a function of the rows and barriers it was given, not of how the rows were cut into
+//! batches: rows are gathered, and aggregated each time [`GATHER`] have come since the last barrier, and at the
+//! barrier. So a process that restores a checkpoint and is fed the log from there does the same arithmetic.
+//!
+//! After an error from anything but the constructors the state is in doubt: drop the pipeline, restore the last
+//! checkpoint and replay. A row on which an expression fails (a division by zero) is no such error: it is counted
+//! with its reason in [`Closed::late`], and the others go on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, UInt32Array};
+use arrow::compute;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampNanosecondType, UInt32Type};
+use bytes::Bytes;
+use datafusion::DATAFUSION_VERSION;
+use datafusion::error::DataFusionError;
+use device::time::Timestamp;
+use sql::PipelinePlan;
+
+use crate::aggregate::{self, Input};
+use crate::checkpoint::{self, Identity};
+pub(crate) use crate::error::PipelineError;
+use crate::operator::{Late, Operator};
+use crate::plan::{Cut, Windowed, cut};
+use crate::stage::Stage;
+use crate::store::Store;
+use crate::watermark::{KEEP, Watermarks};
+
+/// Rows gathered before they are aggregated. Fewer cost more, most of all with percentiles, whose digests are
+/// rebuilt each time a group gets rows; more do not pay, as the columns no longer fit the caches.
+pub(crate) const GATHER: usize = 65_536;
+
+/// What a barrier gave.
+#[derive(Debug, Default)]
+pub struct Closed {
+    /// Rows of the result, with the columns that the plan announced. Of a windowed pipeline: sorted by device and
+    /// window start. Else in the order of the log.
+    pub rows: Vec<RecordBatch>,
+    /// What did not become part of the result, by device, window and reason.
+    pub late: Vec<LateRow>,
+}
+
+/// Rows that did not become part of a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LateRow {
+    /// The device that sent them.
+    pub device: String,
+    /// Start of the window they belong to; for a pipeline without windows, the row's `ts`.
+    pub window_start: Timestamp,
+    /// Just after the window's last instant.
+    pub window_end: Timestamp,
+    /// How many.
+    pub records: u64,
+    /// Why not.
+    pub reason: String,
+}
+
+/// Why a row was late, as [`LateRow::reason`] says it.
+pub const LATE: &str = "late: the window was closed for this device";
+
+/// Figures of a pipeline. Counts are since this process made it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Rows taken in.
+    pub rows: u64,
+    /// Rows given out.
+    pub emitted: u64,
+    /// Rows that came after their window was closed.
+    pub late_records: u64,
+    /// Rows on which an expression failed.
+    pub failed_records: u64,
+    /// Windows with state.
+    pub open_panes: usize,
+    /// Groups with state; an upper bound, as a group may have state in several places.
+    pub groups: usize,
+    /// Devices whose watermark is kept.
+    pub devices: usize,
+    /// Memory of the state and of rows gathered.
+    pub state_bytes: usize,
+}
+
+/// A running query of one shard.
+pub struct Pipeline {
+    name: String,
+    source: SchemaRef,
+    output: SchemaRef,
+    identity: Identity,
+    query: Query,
+    /// The columns that are gathered: those the query reads, then `ts`, then the device.
+    pending: Vec<RecordBatch>,
+    pending_rows: usize,
+    since_barrier: usize,
+    failed: BTreeMap<(String, i64, String), u64>,
+    stats: Stats,
+    /// [`GATHER`] and [`KEEP`], but for tests.
+    pub(crate) gather: usize,
+    pub(crate) keep: usize,
+}
+
+enum Query {
+    Rows { stage: Stage, now: i64, done: Vec<RecordBatch> },
+    Windows { cut: Box<Windowed>, operator: Operator, marks: Watermarks, late: Late },
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline").field("name", &self.name).field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+impl Pipeline {
+    /// A pipeline that has seen nothing. `source` are the columns of the stream it reads.
+    pub fn new(plan: &PipelinePlan, source: SchemaRef) -> Result<Self, PipelineError> {
+        let parts = cut(plan, &source)?;
+        let (found, shape) = match &parts {
+            Cut::Rows(stage) => (stage.schema().clone(), String::new()),
+            Cut::Windows(windowed) => (windowed.after.schema().clone(), windowed.aggregates.shape()?),
+        };
+        let types = |s: &Schema| s.fields().iter().map(|f| f.data_type().to_string()).collect::<Vec<_>>().join(", ");
+        if types(&found) != types(&plan.output) {
+            return Err(PipelineError::Output { found: types(&found), expected: types(&plan.output) });
+        }
+        let query = match parts {
+            Cut::Rows(stage) => Query::Rows { stage, now: i64::MIN, done: Vec::new() },
+            Cut::Windows(cut) => {
+                let operator = Operator::new(Arc::clone(&cut.aggregates), cut.windows, Store::default());
+                Query::Windows { cut, operator, marks: Watermarks::default(), late: Late::default() }
+            }
+        };
+        Ok(Self {
+            name: plan.name.clone(),
+            source,
+            output: Arc::clone(&plan.output),
+            identity: Identity { shape, ..identity(plan) },
+            query,
+            pending: Vec::new(),
+            pending_rows: 0,
+            since_barrier: 0,
+            failed: BTreeMap::new(),
+            stats: Stats::default(),
+            gather: GATHER,
+            keep: KEEP,
+        })
+    }
+
+    /// Whether `state` was written by this version of the pipeline and of the query engine.
+    pub fn matches(plan: &PipelinePlan, state: &[u8]) -> bool {
+        let own = identity(plan);
+        checkpoint::identity(state)
+            .is_ok_and(|found| found.fingerprint == own.fingerprint && found.datafusion == own.datafusion)
+    }
+
+    /// The pipeline as it was when [`Pipeline::checkpoint`] gave `state`.
+    pub fn restore(plan: &PipelinePlan, source: SchemaRef, state: &[u8]) -> Result<Self, PipelineError> {
+        let mut this = Self::new(plan, source)?;
+        let state = checkpoint::decode(state, &this.identity)?;
+        match &mut this.query {
+            Query::Rows { now, .. } => *now = state.now,
+            Query::Windows { operator, marks, .. } => {
+                *marks = Watermarks::restore(state.devices, state.floor, state.now);
+                *operator.store_mut() = Store::restore(state.segments)?;
+            }
+        }
+        Ok(this)
+    }
+
+    /// The pipeline's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes rows of the source stream, in the order of the log.
+    pub fn ingest(&mut self, batch: &RecordBatch) -> Result<(), PipelineError> {
+        let rows = self.gathered(batch)?;
+        self.stats.rows += rows.num_rows() as u64;
+        let mut at = 0;
+        while at < rows.num_rows() {
+            let count = (rows.num_rows() - at).min(self.gather - self.pending_rows);
+            self.pending.push(rows.slice(at, count));
+            self.pending_rows += count;
+            self.since_barrier += count;
+            at += count;
+            if self.pending_rows == self.gather {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A barrier of the log, whose time is `now`: gives the rows of all windows that close here.
+    pub fn barrier(&mut self, now: Timestamp) -> Result<Closed, PipelineError> {
+        self.flush()?;
+        self.since_barrier = 0;
+        let mut closed = Closed::default();
+        match &mut self.query {
+            Query::Rows { now: at, done, .. } => {
+                *at = now.0.max(*at);
+                closed.rows = std::mem::take(done);
+            }
+            Query::Windows { cut, operator, marks, late } => {
+                // The rows were late by what held before this barrier.
+                for ((device, start), records) in std::mem::take(late) {
+                    self.stats.late_records += records;
+                    closed.late.push(LateRow {
+                        device: marks.name(device).unwrap_or_default().to_owned(),
+                        window_start: Timestamp(start),
+                        window_end: Timestamp(cut.windows.end(start)),
+                        records,
+                        reason: LATE.to_owned(),
+                    });
+                }
+                marks.advance(now.0, cut.windows);
+                let groups = operator.close(marks)?;
+                closed.rows.extend(finish(cut, marks, groups, &self.output)?);
+                if marks.crowded(self.keep) {
+                    marks.forget(self.keep, &operator.store().devices()?);
+                }
+            }
+        }
+        for ((device, start, reason), records) in std::mem::take(&mut self.failed) {
+            self.stats.failed_records += records;
+            let end = match &self.query {
+                Query::Rows { .. } => start,
+                Query::Windows { cut, .. } => cut.windows.end(start),
+            };
+            let (window_start, window_end) = (Timestamp(start), Timestamp(end));
+            closed.late.push(LateRow { device, window_start, window_end, records, reason });
+        }
+        closed.late.sort_by(|a, b| {
+            let key = |r: &LateRow| (r.window_start, r.records);
+            a.device.cmp(&b.device).then(key(a).cmp(&key(b))).then(a.reason.cmp(&b.reason))
+        });
+        self.stats.emitted += closed.rows.iter().map(|b| b.num_rows() as u64).sum::<u64>();
+        Ok(closed)
+    }
+
+    /// The state, right after [`Pipeline::barrier`].
+    pub fn checkpoint(&mut self) -> Result<Bytes, PipelineError> {
+        if self.since_barrier > 0 {
+            return Err(PipelineError::NotAtBarrier { rows: self.since_barrier });
+        }
+        match &mut self.query {
+            Query::Rows { now, .. } => checkpoint::encode(&self.identity, (*now, i64::MIN), &[], Vec::new()),
+            Query::Windows { operator, marks, .. } => {
+                let segments = operator.store_mut().encode()?;
+                checkpoint::encode(&self.identity, (marks.now(), marks.floor()), marks.entries(), segments)
+            }
+        }
+    }
+
+    /// What windows that are still open would give if they closed now, as of the last barrier. Changes nothing.
+    pub fn provisional(&mut self) -> Result<Vec<RecordBatch>, PipelineError> {
+        let Query::Windows { cut, operator, marks, .. } = &self.query else { return Ok(Vec::new()) };
+        if operator.store().rows() == 0 {
+            return Ok(Vec::new());
+        }
+        let groups = operator.finish(operator.store().batches())?;
+        Ok(finish(cut, marks, vec![groups], &self.output)?.into_iter().collect())
+    }
+
+    /// How it stands.
+    pub fn stats(&self) -> Stats {
+        let pending = self.pending.iter().map(RecordBatch::get_array_memory_size).sum::<usize>();
+        match &self.query {
+            Query::Rows { done, .. } => {
+                let done = done.iter().map(RecordBatch::get_array_memory_size).sum::<usize>();
+                Stats { state_bytes: pending + done, ..self.stats }
+            }
+            Query::Windows { operator, marks, .. } => Stats {
+                open_panes: operator.windows().map_or(0, |w| w.len()),
+                groups: operator.groups(),
+                devices: marks.len(),
+                state_bytes: pending + operator.size(),
+                ..self.stats
+            },
+        }
+    }
+
+    /// The gathered columns of a batch; takes note of devices and times on the way.
+    fn gathered(&mut self, batch: &RecordBatch) -> Result<RecordBatch, PipelineError> {
+        let columns = match &self.query {
+            Query::Rows { stage, .. } => stage.columns(),
+            Query::Windows { cut, .. } => cut.before.columns(),
+        };
+        let mut fields = Vec::with_capacity(columns.len() + 2);
+        let mut arrays = Vec::with_capacity(columns.len() + 2);
+        for index in columns {
+            let expected = self.source.fields().get(*index).ok_or_else(|| PipelineError::unsupported("a new column"))?;
+            arrays.push(Arc::clone(column(batch, expected.name(), expected.data_type())?));
+            fields.push(Arc::clone(expected));
+        }
+        let time = storage::schema::timestamp();
+        let ts = column(batch, "ts", &time)?;
+        arrays.push(Arc::clone(ts));
+        fields.push(Arc::new(Field::new("ts", time.clone(), false)));
+        let device = column(batch, "device", &DataType::Utf8)?;
+        match &mut self.query {
+            Query::Rows { .. } => {
+                arrays.push(Arc::clone(device));
+                fields.push(Arc::new(Field::new("device", DataType::Utf8, false)));
+            }
+            Query::Windows { marks, .. } => {
+                let ingest = column(batch, "ts_ingest", &time)?;
+                let rows = device.as_string::<i32>().iter();
+                let times = ts.as_primitive::<TimestampNanosecondType>().values().iter();
+                let ingest = ingest.as_primitive::<TimestampNanosecondType>().values();
+                let ids = rows.zip(times.zip(ingest)).map(|(name, (ts, ingest))| {
+                    // The schema says that there is a device in every row.
+                    marks.observe(name.unwrap_or_default(), *ts, *ingest)
+                });
+                arrays.push(Arc::new(UInt32Array::from_iter_values(ids)));
+                fields.push(Arc::new(Field::new("device", DataType::UInt32, false)));
+            }
+        }
+        Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?)
+    }
+
+    /// Aggregates what has been gathered.
+    fn flush(&mut self) -> Result<(), PipelineError> {
+        let batches = std::mem::take(&mut self.pending);
+        self.pending_rows = 0;
+        let batch = match batches.as_slice() {
+            [] => return Ok(()),
+            [one] => one.clone(),
+            [first, ..] => compute::concat_batches(&first.schema(), &batches)?,
+        };
+        let batch = match self.evaluate(&batch) {
+            Ok(evaluated) => return self.take(evaluated),
+            Err(error) => {
+                let mut bad = Vec::new();
+                self.find(&batch, 0, error, &mut bad);
+                self.refuse(&batch, &bad);
+                let good: Vec<u32> = (0..batch.num_rows() as u32)
+                    .filter(|row| bad.binary_search_by_key(row, |(row, _)| *row).is_err())
+                    .collect();
+                compute::take_record_batch(&batch, &UInt32Array::from(good))?
+            }
+        };
+        let evaluated = self.evaluate(&batch)?;
+        self.take(evaluated)
+    }
+
+    /// Everything that is computed row by row, and so does not change the state.
+    fn evaluate(&self, batch: &RecordBatch) -> Result<Evaluated, DataFusionError> {
+        let extra = batch.num_columns().saturating_sub(2);
+        let rows = batch.project(&(0..extra).collect::<Vec<_>>())?;
+        match &self.query {
+            Query::Rows { stage, .. } => Ok(Evaluated::Rows(stage.run(rows, None)?.0)),
+            Query::Windows { cut, .. } => {
+                let devices = Arc::clone(batch.column(extra + 1));
+                let (rows, devices) = cut.before.run(rows, Some(devices))?;
+                let devices = devices.ok_or_else(|| DataFusionError::Internal("rows without devices".to_owned()))?;
+                Ok(Evaluated::Input(Input::evaluate(&cut.aggregates, &rows, devices)?))
+            }
+        }
+    }
+
+    fn take(&mut self, evaluated: Evaluated) -> Result<(), PipelineError> {
+        match (&mut self.query, evaluated) {
+            (Query::Rows { done, .. }, Evaluated::Rows(batch)) => {
+                if batch.num_rows() > 0 {
+                    done.push(RecordBatch::try_new(Arc::clone(&self.output), batch.columns().to_vec())?);
+                }
+            }
+            (Query::Windows { operator, marks, late, .. }, Evaluated::Input(input)) => {
+                operator.update(&input, marks, late)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Finds the rows of a batch that cannot be evaluated, by halves. `error` is what the whole batch gave.
+    fn find(&self, batch: &RecordBatch, at: u32, error: DataFusionError, bad: &mut Vec<(u32, String)>) {
+        let rows = batch.num_rows();
+        if rows == 0 {
+            return;
+        }
+        if rows == 1 {
+            bad.push((at, format!("evaluation failed: {}", error.strip_backtrace())));
+            return;
+        }
+        let half = rows / 2;
+        for (start, count) in [(0, half), (half, rows - half)] {
+            let part = batch.slice(start, count);
+            if let Err(error) = self.evaluate(&part) {
+                self.find(&part, at + start as u32, error, bad);
+            }
+        }
+    }
+
+    fn refuse(&mut self, batch: &RecordBatch, bad: &[(u32, String)]) {
+        let extra = batch.num_columns().saturating_sub(2);
+        let times = batch.column(extra).as_primitive::<TimestampNanosecondType>();
+        for (row, reason) in bad {
+            let row = *row as usize;
+            let (device, start) = match &self.query {
+                Query::Rows { .. } => {
+                    (batch.column(extra + 1).as_string::<i32>().value(row).to_owned(), times.value(row))
+                }
+                Query::Windows { cut, marks, .. } => {
+                    let id = batch.column(extra + 1).as_primitive::<UInt32Type>().value(row);
+                    (marks.name(id).unwrap_or_default().to_owned(), cut.windows.start(times.value(row)))
+                }
+            };
+            *self.failed.entry((device, start, reason.clone())).or_default() += 1;
+        }
+    }
+}
+
+enum Evaluated {
+    Rows(RecordBatch),
+    Input(Input),
+}
+
+fn identity(plan: &PipelinePlan) -> Identity {
+    Identity { datafusion: DATAFUSION_VERSION.to_owned(), fingerprint: plan.fingerprint, shape: String::new() }
+}
+
+fn column<'a>(batch: &'a RecordBatch, name: &str, expected: &DataType) -> Result<&'a ArrayRef, PipelineError> {
+    let found = batch.column_by_name(name);
+    found.filter(|c| c.data_type() == expected).ok_or_else(|| PipelineError::Source {
+        column: name.to_owned(),
+        found: found.map_or_else(|| "missing".to_owned(), |c| c.data_type().to_string()),
+        expected: expected.to_string(),
+    })
+}
+
+/// From groups (keys as in a state row, then values) to rows of the result, sorted by device and window.
+fn finish(
+    cut: &Windowed,
+    marks: &Watermarks,
+    groups: Vec<RecordBatch>,
+    output: &SchemaRef,
+) -> Result<Option<RecordBatch>, PipelineError> {
+    let Some(first) = groups.first() else { return Ok(None) };
+    let groups = compute::concat_batches(&first.schema(), &groups)?;
+    let ids = aggregate::devices(&groups)?.values();
+    let starts = aggregate::windows(&groups)?.values();
+    let mut named: Vec<(u32, &str)> = ids.iter().map(|id| (*id, marks.name(*id).unwrap_or_default())).collect();
+    named.sort_unstable();
+    named.dedup();
+    named.sort_unstable_by_key(|(_, name)| *name);
+    let ranks: datafusion::common::HashMap<u32, u32> = (0..).zip(&named).map(|(rank, (id, _))| (*id, rank)).collect();
+    let mut order: Vec<(u32, i64, u32)> =
+        (0..).zip(ids.iter().zip(starts)).map(|(row, (id, s))| (ranks.get(id).copied().unwrap_or(0), *s, row)).collect();
+    order.sort_unstable();
+    let groups = compute::take_record_batch(&groups, &UInt32Array::from_iter_values(order.iter().map(|o| o.2)))?;
+
+    let mut rest = groups.columns().iter().skip(2).cloned();
+    let mut columns: Vec<ArrayRef> = Vec::with_capacity(cut.schema.fields().len());
+    for (at, field) in cut.schema.fields().iter().enumerate() {
+        let array: ArrayRef = if at == cut.window_at {
+            let starts: &Int64Array = aggregate::windows(&groups)?;
+            compute::cast(starts, field.data_type())?
+        } else if at == cut.device_at {
+            let ids = aggregate::devices(&groups)?.values().iter();
+            let names = StringArray::from_iter_values(ids.map(|id| marks.name(*id).unwrap_or_default()));
+            compute::cast(&names, field.data_type())?
+        } else {
+            rest.next().ok_or_else(|| DataFusionError::Internal("a group with too few columns".to_owned()))?
+        };
+        columns.push(array);
+    }
+    let fields: Vec<Field> = cut.schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+    let groups = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?.project(cut.after.columns())?;
+    let (rows, _) = cut.after.run(groups, None)?;
+    Ok((rows.num_rows() > 0).then(|| RecordBatch::try_new(Arc::clone(output), rows.columns().to_vec())).transpose()?)
+}

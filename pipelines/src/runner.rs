@@ -1,0 +1,519 @@
+//! The consumer of a shard's log: feeds durable rows to tables and pipelines, checkpoints at barriers, cuts files.
+//!
+//! It runs on a thread of its own, takes records in log order, and treats a record from replay as it treats one
+//! that has just been committed. Its order at a barrier is what exactly-once rests on:
+//!
+//! 1. pipelines see everything up to the barrier and give the rows of windows that close there;
+//! 2. one atomic write makes durable, together: the state of the pipelines, those rows (the outbox), the devices,
+//!    and the position they all stand for;
+//! 3. at a cut, files are written from rows that are durable, under names made of the two barriers;
+//! 4. one atomic write says that the files stand and empties the outbox;
+//! 5. the log is truncated.
+//!
+//! A crash between any two steps repeats the later ones with the same rows under the same names.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
+use device::entry::{LogBody, LogRecord};
+use device::id::{DeviceId, ShardId};
+use device::schema::Catalog;
+use device::seq::{Barrier, Position};
+use device::time::Timestamp;
+use storage::durable::Durable;
+use storage::log::ShardLog;
+use storage::parquet::{TableRows, WriteError};
+use storage::rows::RowBuilder;
+use storage::state::{Checkpoint, CutDone, Outbox, PipelinePart, StateError, StateStore};
+use storage::store::Store;
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::live::LiveTables;
+use crate::output::{self, TableSpec};
+use crate::{Pipeline, PipelineError};
+
+/// Rows gathered before they become a batch, unless nothing else comes.
+const BATCH_ROWS: usize = 8192;
+
+/// How much of the log is read at a time in replay.
+const READ_BYTES: usize = 8 << 20;
+
+/// How long a batch below [`BATCH_ROWS`] waits for more, so that queries see new rows soon.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// Why a shard's consumer had to stop. The process stops with it: behind this point nothing would be true.
+#[derive(Debug, Error)]
+pub enum RunnerError {
+    /// The log could not be read.
+    #[error("cannot read the shard log: {0}")]
+    Log(#[from] storage::log::LogError),
+    /// The state store failed in a way that waiting cannot mend.
+    #[error("state store: {0}")]
+    State(#[from] storage::state::StateError),
+    /// A record of the log is damaged or newer than this program.
+    #[error("record {position} of the log of shard {shard} cannot be read: {error}")]
+    Record {
+        /// Which record.
+        position: Position,
+        /// Of which shard.
+        shard: ShardId,
+        /// What is wrong.
+        error: String,
+    },
+    /// A pipeline failed.
+    #[error("pipeline {name}: {source}")]
+    Pipeline {
+        /// Which one.
+        name: String,
+        /// Why.
+        source: PipelineError,
+    },
+    /// Rows could not be built or written for a reason other than the store.
+    #[error("{0}")]
+    Rows(String),
+    /// Device snapshots could not be had.
+    #[error("device snapshots: {0}")]
+    Snapshots(String),
+}
+
+/// Gives the states of devices that changed, and hears when they are safe. The actors are behind it; this crate
+/// does not know them.
+pub trait DeviceStates: Send {
+    /// Snapshots of devices changed since the last call, each with everything up to `position`.
+    fn collect(&mut self, position: Position) -> Result<Vec<(DeviceId, Bytes)>, String>;
+    /// What the last `collect` gave is durable, together with the log up to `position`.
+    fn persisted(&mut self, position: Position);
+}
+
+/// What a runner works with.
+pub struct Parts {
+    /// Which shard.
+    pub shard: ShardId,
+    /// Its log.
+    pub log: Arc<dyn ShardLog>,
+    /// Its state store.
+    pub state: Arc<StateStore>,
+    /// Where tables stand.
+    pub store: Store,
+    /// The pipeline project.
+    pub project: Arc<sql::Project>,
+    /// Its streams.
+    pub catalog: Arc<Catalog>,
+    /// The device side.
+    pub devices: Box<dyn DeviceStates>,
+    /// The runtime that storage needs.
+    pub runtime: Handle,
+    /// What others see of the runner.
+    pub status: Arc<Status>,
+}
+
+/// What others see of a runner while it works.
+#[derive(Debug)]
+pub struct Status {
+    /// Rows that are in no file yet.
+    pub live: LiveTables,
+    /// The last barrier whose files are visible.
+    pub cut: watch::Sender<Barrier>,
+    /// Position up to which everything is in tables or windows.
+    pub position: AtomicU64,
+    /// False while the store refuses writes.
+    pub healthy: AtomicBool,
+    /// Rows made, over all tables.
+    pub rows: AtomicU64,
+    /// Records that came too late for a window.
+    pub late: AtomicU64,
+    /// Files written.
+    pub files: AtomicU64,
+    /// Bytes of files written.
+    pub file_bytes: AtomicU64,
+    /// Checkpoints written.
+    pub checkpoints: AtomicU64,
+    /// Writes to the store that failed and were tried again.
+    pub store_failures: AtomicU64,
+    /// Groups in open windows, over all pipelines, at the last barrier.
+    pub open_groups: AtomicU64,
+    /// Set to make the runner end even while the store is away.
+    pub stop: AtomicBool,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            live: LiveTables::default(),
+            cut: watch::Sender::new(Barrier(0)),
+            position: AtomicU64::new(0),
+            healthy: AtomicBool::new(true),
+            rows: AtomicU64::new(0),
+            late: AtomicU64::new(0),
+            files: AtomicU64::new(0),
+            file_bytes: AtomicU64::new(0),
+            checkpoints: AtomicU64::new(0),
+            store_failures: AtomicU64::new(0),
+            open_groups: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        }
+    }
+}
+
+/// Where a shard stood when it was opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Recovered {
+    /// The log up to here is in the state store.
+    pub checkpoint: Position,
+    /// The barrier of that checkpoint.
+    pub checkpoint_barrier: Barrier,
+    /// The log up to here is in files.
+    pub cut: Position,
+    /// The barrier of those files.
+    pub cut_barrier: Barrier,
+}
+
+/// The consumer of one shard.
+pub struct Runner {
+    parts: Parts,
+    pipelines: Vec<Pipeline>,
+    by_source: HashMap<String, Vec<usize>>,
+    specs: BTreeMap<String, TableSpec>,
+    rows: RowBuilder,
+    recovered: Recovered,
+    /// Raw rows since the last cut, by table.
+    raw: BTreeMap<String, Vec<RecordBatch>>,
+    dropped: Vec<String>,
+    position: Position,
+}
+
+impl std::fmt::Debug for Runner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runner").field("shard", &self.parts.shard).finish_non_exhaustive()
+    }
+}
+
+impl Runner {
+    /// Restores the pipelines of the project from the shard's state; those whose meaning has changed start anew.
+    pub fn open(parts: Parts) -> Result<Self, RunnerError> {
+        let stored = parts.runtime.block_on(parts.state.load())?;
+        let (checkpoint, checkpoint_barrier) = stored.checkpoint.map_or_else(Default::default, |c| (c.0, c.1));
+        let (cut_barrier, cut) = stored.cut.map_or_else(Default::default, |done| (done.barrier, done.position));
+        let recovered = Recovered { checkpoint, checkpoint_barrier, cut, cut_barrier };
+        let mut states: HashMap<String, Bytes> =
+            stored.pipelines.into_iter().filter_map(|part| Some((part.pipeline, part.state?))).collect();
+        let mut pipelines = Vec::new();
+        let mut by_source: HashMap<String, Vec<usize>> = HashMap::new();
+        for plan in &parts.project.pipelines {
+            let failed = |source| RunnerError::Pipeline { name: plan.name.clone(), source };
+            let source = parts
+                .catalog
+                .named(&plan.source)
+                .and_then(|index| parts.catalog.stream(index))
+                .map(|stream| storage::schema::stream_schema(stream))
+                .ok_or_else(|| RunnerError::Rows(format!("pipeline {} reads an unknown stream", plan.name)))?;
+            let pipeline = match states.remove(&plan.name) {
+                Some(state) if Pipeline::matches(plan, &state) => {
+                    Pipeline::restore(plan, source, &state).map_err(failed)?
+                }
+                _ => Pipeline::new(plan, source).map_err(failed)?,
+            };
+            by_source.entry(plan.source.clone()).or_default().push(pipelines.len());
+            pipelines.push(pipeline);
+        }
+        let specs = output::table_specs(&parts.project, &parts.catalog);
+        let rows = RowBuilder::new(parts.catalog.clone());
+        parts.status.live.start(cut_barrier);
+        for row in parts.runtime.block_on(parts.state.outbox(Barrier(u64::MAX)))? {
+            for batch in output::from_ipc(&row.ipc).map_err(|e| RunnerError::Rows(e.to_string()))? {
+                parts.status.live.add(&row.table, batch);
+            }
+        }
+        parts.status.cut.send_replace(cut_barrier);
+        let position = if cut < checkpoint { cut } else { checkpoint };
+        Ok(Self {
+            parts,
+            pipelines,
+            by_source,
+            specs,
+            rows,
+            recovered,
+            raw: BTreeMap::new(),
+            dropped: states.into_keys().collect(),
+            position,
+        })
+    }
+
+    /// Where the shard stood.
+    pub fn recovered(&self) -> Recovered {
+        self.recovered
+    }
+
+    /// Replays the log from the last cut to its end. Returns the position, time and barrier of the last records.
+    pub fn replay(&mut self) -> Result<LogEnd, RunnerError> {
+        let shard = self.parts.shard;
+        let mut end = LogEnd { position: self.position, barrier: self.recovered.cut_barrier, ..LogEnd::default() };
+        let rows_before = self.parts.status.rows.load(Ordering::Relaxed);
+        loop {
+            let records = self.parts.log.read(shard, end.position.next(), READ_BYTES)?;
+            if records.is_empty() {
+                break;
+            }
+            for (position, bytes) in records {
+                let record = LogRecord::decode(bytes).map_err(|error| RunnerError::Record {
+                    position,
+                    shard,
+                    error: error.to_string(),
+                })?;
+                end.position = position;
+                end.time = end.time.max(record.time);
+                match &record.body {
+                    LogBody::Barrier { barrier, cut, .. } => {
+                        end.barrier = end.barrier.max(*barrier);
+                        end.uncut &= !*cut;
+                    }
+                    LogBody::Batch(_) => end.uncut = true,
+                }
+                self.take(position, &record)?;
+            }
+        }
+        self.gather()?;
+        end.barrier = end.barrier.max(self.recovered.checkpoint_barrier);
+        end.rows = self.parts.status.rows.load(Ordering::Relaxed) - rows_before;
+        Ok(end)
+    }
+
+    /// Takes records until their sender is gone.
+    pub fn run(&mut self, records: &Receiver<Durable>) -> Result<(), RunnerError> {
+        loop {
+            match records.recv_timeout(LINGER) {
+                Ok(durable) => self.take(durable.position, &durable.record)?,
+                Err(RecvTimeoutError::Timeout) => self.gather()?,
+                Err(RecvTimeoutError::Disconnected) => return self.gather(),
+            }
+        }
+    }
+
+    /// Takes one record, at the position after the last one taken.
+    pub fn take(&mut self, position: Position, record: &LogRecord) -> Result<(), RunnerError> {
+        match &record.body {
+            LogBody::Batch(entries) => {
+                for entry in entries {
+                    self.rows.push(entry).map_err(|e| RunnerError::Rows(e.to_string()))?;
+                }
+                self.position = position;
+                if self.rows.rows() >= BATCH_ROWS {
+                    self.gather()?;
+                }
+            }
+            LogBody::Barrier { barrier, cut, .. } => {
+                self.gather()?;
+                self.position = position;
+                self.barrier(position, record.time, *barrier, *cut)?;
+            }
+        }
+        self.parts.status.position.store(position.0, Ordering::Release);
+        Ok(())
+    }
+
+    /// Turns what has been pushed into batches and hands them on.
+    fn gather(&mut self) -> Result<(), RunnerError> {
+        if self.rows.rows() == 0 {
+            return Ok(());
+        }
+        let batches = self.rows.finish().map_err(|e| RunnerError::Rows(e.to_string()))?;
+        for (table, batch) in batches {
+            self.parts.status.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+            if self.position > self.recovered.checkpoint {
+                for at in self.by_source.get(&*table).into_iter().flatten() {
+                    if let Some(pipeline) = self.pipelines.get_mut(*at) {
+                        pipeline
+                            .ingest(&batch)
+                            .map_err(|source| RunnerError::Pipeline { name: pipeline.name().to_owned(), source })?;
+                    }
+                }
+            }
+            if self.position > self.recovered.cut {
+                self.parts.status.live.add(&table, batch.clone());
+                self.raw.entry(table.to_string()).or_default().push(batch);
+            }
+        }
+        Ok(())
+    }
+
+    fn barrier(
+        &mut self,
+        position: Position,
+        now: Timestamp,
+        barrier: Barrier,
+        cut: bool,
+    ) -> Result<(), RunnerError> {
+        if barrier > self.recovered.checkpoint_barrier {
+            self.checkpoint(position, now, barrier)?;
+        }
+        if cut && barrier > self.recovered.cut_barrier {
+            self.cut(position, barrier)?;
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, position: Position, now: Timestamp, barrier: Barrier) -> Result<(), RunnerError> {
+        let mut outbox = Vec::new();
+        let mut states = Vec::with_capacity(self.pipelines.len());
+        let mut groups = 0;
+        let mut late = Vec::new();
+        for pipeline in &mut self.pipelines {
+            let name = pipeline.name().to_owned();
+            let failed = |source| RunnerError::Pipeline { name: name.clone(), source };
+            let closed = pipeline.barrier(now).map_err(failed)?;
+            for batch in closed.rows {
+                if batch.num_rows() > 0 {
+                    outbox.push((name.clone(), batch));
+                }
+            }
+            late.extend(closed.late.into_iter().map(|row| (name.clone(), row)));
+            let state = Some(pipeline.checkpoint().map_err(failed)?);
+            states.push(PipelinePart { pipeline: name.clone(), part: 0, state });
+            groups += pipeline.stats().groups as u64;
+        }
+        self.parts.status.open_groups.store(groups, Ordering::Relaxed);
+        if !late.is_empty() {
+            let count: u64 = late.iter().map(|(_, row)| row.records).sum();
+            self.parts.status.late.fetch_add(count, Ordering::Relaxed);
+            let batch = output::late_batch(&late, now).map_err(|e| RunnerError::Rows(e.to_string()))?;
+            outbox.push((storage::schema::LATE.to_owned(), batch));
+        }
+        let devices = self.parts.devices.collect(position).map_err(RunnerError::Snapshots)?;
+        let outbox_rows = outbox
+            .iter()
+            .map(|(table, batch)| {
+                let ipc = output::to_ipc(batch).map_err(|e| RunnerError::Rows(e.to_string()))?;
+                Ok(Outbox { barrier, table: table.clone(), ipc })
+            })
+            .collect::<Result<Vec<_>, RunnerError>>()?;
+        let checkpoint = Checkpoint {
+            position,
+            barrier,
+            time: now,
+            devices,
+            pipelines: states,
+            dropped_pipelines: self.dropped.clone(),
+            outbox: outbox_rows,
+            counters: Vec::new(),
+        };
+        self.until_it_works("checkpoint", |parts| {
+            parts.runtime.block_on(parts.state.checkpoint(checkpoint.clone())).map_err(Failure::of_state)
+        })?;
+        self.parts.devices.persisted(position);
+        self.dropped.clear();
+        self.recovered.checkpoint = position;
+        self.recovered.checkpoint_barrier = barrier;
+        for (table, batch) in outbox {
+            self.parts.status.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+            self.parts.status.live.add(&table, batch);
+        }
+        self.parts.status.checkpoints.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn cut(&mut self, position: Position, barrier: Barrier) -> Result<(), RunnerError> {
+        let from = self.recovered.cut_barrier;
+        let mut tables = std::mem::take(&mut self.raw);
+        // Only what is durable in the outbox goes into files, also when this process made it a moment ago.
+        let closed = self.until_it_works("read the outbox", |parts| {
+            parts.runtime.block_on(parts.state.outbox(barrier)).map_err(Failure::of_state)
+        })?;
+        for row in closed {
+            let batches = output::from_ipc(&row.ipc).map_err(|e| RunnerError::Rows(e.to_string()))?;
+            tables.entry(row.table).or_default().extend(batches);
+        }
+        let rows: Vec<TableRows> = tables
+            .into_iter()
+            .map(|(table, batches)| output::spec_of(&self.specs, &table, &batches).rows(&table, batches))
+            .collect();
+        let written = self.until_it_works("write files", |parts| {
+            let write = storage::parquet::write_cut(&parts.store, parts.shard, from, barrier, rows.clone());
+            parts.runtime.block_on(write).map_err(|error| Failure {
+                permanent: matches!(error, WriteError::Rows { .. }),
+                text: error.to_string(),
+            })
+        })?;
+        drop(rows);
+        self.parts.status.files.fetch_add(written.len() as u64, Ordering::Relaxed);
+        let bytes: usize = written.iter().map(|file| file.bytes).sum();
+        self.parts.status.file_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.until_it_works("record the cut", |parts| {
+            parts.runtime.block_on(parts.state.cut_done(CutDone { barrier, position })).map_err(Failure::of_state)
+        })?;
+        self.recovered.cut = position;
+        self.recovered.cut_barrier = barrier;
+        self.parts.status.live.cut(barrier);
+        self.parts.status.cut.send_replace(barrier);
+        let upto = position.min(self.recovered.checkpoint);
+        if let Err(error) = self.parts.log.truncate(self.parts.shard, upto) {
+            // Only space is lost; the next cut tries again.
+            tracing::warn!(shard = %self.parts.shard, %error, "cannot truncate the log");
+        }
+        Ok(())
+    }
+
+    /// Repeats `act` while the store is away. While it waits, the shard takes nothing, credits stay out, and the
+    /// sockets of the shard's devices stand still.
+    fn until_it_works<T>(
+        &self,
+        what: &str,
+        mut act: impl FnMut(&Parts) -> Result<T, Failure>,
+    ) -> Result<T, RunnerError> {
+        let status = &self.parts.status;
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match act(&self.parts) {
+                Ok(value) => {
+                    if !status.healthy.swap(true, Ordering::Relaxed) {
+                        tracing::info!(shard = %self.parts.shard, "the store works again");
+                    }
+                    return Ok(value);
+                }
+                Err(failure) if failure.permanent || status.stop.load(Ordering::Relaxed) => {
+                    return Err(RunnerError::Rows(format!("cannot {what}: {}", failure.text)));
+                }
+                Err(failure) => {
+                    status.store_failures.fetch_add(1, Ordering::Relaxed);
+                    if status.healthy.swap(false, Ordering::Relaxed) {
+                        tracing::error!(shard = %self.parts.shard, error = failure.text, "cannot {what}; trying until it works");
+                    }
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_secs(2));
+                }
+            }
+        }
+    }
+}
+
+struct Failure {
+    permanent: bool,
+    text: String,
+}
+
+impl Failure {
+    fn of_state(error: storage::state::StateError) -> Self {
+        Self { permanent: !matches!(error, StateError::Unavailable(_)), text: error.to_string() }
+    }
+}
+
+/// Where the log ends.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogEnd {
+    /// Position of the last record.
+    pub position: Position,
+    /// The last barrier.
+    pub barrier: Barrier,
+    /// Time of the last record.
+    pub time: Timestamp,
+    /// Records stand behind the last cut.
+    pub uncut: bool,
+    /// Rows made in replay.
+    pub rows: u64,
+}

@@ -1,0 +1,9 @@
+//! Pipelines against plain DataFusion over the same rows.
+//!
+//! `harness.rs` has the log that a test feeds, the reference that says which rows are late, and the comparison.
+
+mod digest;
+mod edges;
+mod forms;
+mod harness;
+mod random;
