@@ -1,0 +1,78 @@
+//! What the device's own messages look like as bytes, and what the engine's answers mean to the agent.
+
+use device::ack as wire;
+use device::hello::{HeldEpoch, Hello, HelloAck, MAX_EPOCHS};
+use minicbor::Encoder;
+
+use crate::agent::{Ack, EpochAck};
+use crate::outbox::EpochView;
+
+/// The epochs of a hello. If there are too many, the oldest and the live one: the engine closes an open epoch
+/// that is not listed, and the newer old ones were never sent.
+pub(super) fn held(epochs: &[EpochView]) -> Vec<HeldEpoch> {
+    let held = |view: &EpochView| HeldEpoch {
+        epoch: view.epoch,
+        first_held: view.first,
+        last_seq: view.last,
+        live: view.live,
+    };
+    let mut list: Vec<HeldEpoch> = epochs.iter().take(MAX_EPOCHS).map(held).collect();
+    if epochs.len() > MAX_EPOCHS
+        && let (Some(slot), Some(live)) = (list.last_mut(), epochs.last())
+    {
+        *slot = held(live);
+    }
+    list
+}
+
+/// The answer to a hello; `None` if it is none, or not to this session's.
+pub(super) fn hello_ack(payload: &[u8], session: u64) -> Option<Ack> {
+    let answer = HelloAck::decode(payload).ok().filter(|answer| answer.session == session)?;
+    Some(Ack { epochs: epochs(&answer.acks), credit: Some(u64::from(answer.credit)), nacks: 0, resend: Vec::new() })
+}
+
+/// An ack frame.
+pub(super) fn ack(payload: &[u8]) -> Option<Ack> {
+    let frame = wire::Ack::decode(payload).ok()?;
+    let resend = frame.resend.iter().flat_map(|resend| {
+        inclusive(&resend.ranges).into_iter().map(|(from, to)| (resend.epoch.0, from, to)).collect::<Vec<_>>()
+    });
+    Some(Ack {
+        epochs: epochs(&frame.epochs),
+        credit: Some(u64::from(frame.credit)),
+        nacks: frame.nacks.len() as u64,
+        resend: resend.collect(),
+    })
+}
+
+fn epochs(acks: &[wire::EpochAck]) -> Vec<EpochAck> {
+    acks.iter().map(|ack| EpochAck { epoch: ack.epoch.0, cum: ack.cum, ranges: inclusive(&ack.ranges) }).collect()
+}
+
+fn inclusive(ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    ranges.iter().filter_map(|(start, len)| Some((*start, start.checked_add(len.checked_sub(1)?)?))).collect()
+}
+
+/// What the will says, and a goodbye: the device is gone. A will of an older session means nothing.
+pub(super) fn offline(session: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // Writing to a vector cannot fail.
+    let _ = (|| {
+        Encoder::new(&mut bytes).map(2)?.str("online")?.bool(false)?.str("session")?.u64(session)?;
+        Ok::<(), minicbor::encode::Error<std::convert::Infallible>>(())
+    })();
+    bytes
+}
+
+/// What a device says of itself once it is connected.
+pub(super) fn online(hello: &Hello) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let _ = (|| {
+        let mut e = Encoder::new(&mut bytes);
+        e.map(5)?.str("online")?.bool(true)?.str("session")?.u64(hello.session)?;
+        e.str("boot_no")?.u64(hello.boot_no)?.str("fw")?.str(&hello.fw)?;
+        e.str("ts")?.i64(hello.st.unwrap_or_default().0)?;
+        Ok::<(), minicbor::encode::Error<std::convert::Infallible>>(())
+    })();
+    bytes
+}

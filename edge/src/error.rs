@@ -1,0 +1,51 @@
+//! Everything that can go wrong on the device's side, with what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why the edge client could not do what it was asked to.
+#[derive(Debug, Error)]
+pub enum EdgeError {
+    /// The store of records failed.
+    #[error("cannot {doing} in the outbox: {source}")]
+    Storage {
+        /// What was tried.
+        doing: &'static str,
+        /// What the medium said.
+        source: io::Error,
+    },
+    /// Another process holds the store.
+    #[error("the outbox {} is in use by another process: stop it, or give this client a directory of its own", path.display())]
+    Locked {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// The store is full and its policy is to wait.
+    #[error("the outbox is full: wait for acknowledgements, make it larger, or choose another policy")]
+    Full,
+    /// One record is larger than any frame could carry.
+    #[error("a record of {size} bytes does not fit: at most {limit} are allowed, split it")]
+    TooLarge {
+        /// Its size.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A configuration value that cannot work.
+    #[error("{0}")]
+    Config(String),
+    /// Connecting or talking MQTT failed.
+    #[error("mqtt: {0}")]
+    Mqtt(#[from] crate::mqtt::MqttError),
+    /// The client's task has ended.
+    #[error("the edge client is shut down: start a new one")]
+    Stopped,
+    /// Not everything was acknowledged in time.
+    #[error("{unacknowledged} records are not acknowledged yet: they stay in the outbox and are sent again")]
+    Unacknowledged {
+        /// How many.
+        unacknowledged: u64,
+    },
+}

@@ -1,0 +1,29 @@
+//! The device's half: keeps each record until an ack covers it.
+//!
+//! A map of the crate:
+//! - [`Reading`]: one record as the application gives it.
+//! - [`outbox`]: the durable store; numbers records when they are written, forgets them when an ack covers them.
+//! - [`agent`]: the pure core that decides when to say hello, what to send and what to send again.
+//! - `frame`: stored records as telemetry frames.
+//! - [`mqtt`]: one connection, TCP or TLS, MQTT 5.0 or 3.1.1.
+//! - [`EdgeClient`]: the four together in one task: `record`, `flush`, `stats`, `shutdown`.
+//!
+//! Absent: the frame format, topics, hello and ack encodings (crate `device`), any reading of the wall clock
+//! (it comes in as a closure), and whatever a device does apart from sending telemetry.
+
+pub mod agent;
+mod client;
+mod error;
+mod frame;
+mod latency;
+pub mod mqtt;
+pub mod outbox;
+mod ranges;
+mod reading;
+
+pub use client::{Clock, EdgeClient, EdgeConfig, Fault, Receipt, Stats, Store};
+pub use error::EdgeError;
+pub use frame::FrameConfig;
+pub use latency::Latency;
+pub use ranges::RangeSet;
+pub use reading::{Reading, SchemaRef};
