@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use device::entry::{Entry, LogBody, LogRecord};
 use device::id::ShardId;
 use device::seq::{Barrier, Position};
@@ -97,6 +98,8 @@ pub struct Work {
     pub catalog: u64,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Called once when the log fails for good; the process has to end.
+    pub failed: Box<dyn Fn(String) + Send + Sync>,
 }
 
 impl Committer {
@@ -191,7 +194,7 @@ impl Committer {
             fresh: start.uncut,
             uncut: start.uncut,
             cut_hour: start.time.0.div_euclid(HOUR),
-            buffer: Vec::new(),
+            last_size: 0,
         };
         loop {
             let taken = self.take(&mut state, work);
@@ -282,12 +285,21 @@ impl Committer {
 
     /// Appends until it succeeds. False: told to stop while the log was away.
     fn append(&self, position: Position, record: &LogRecord, state: &mut Thread, work: &Work) -> bool {
-        state.buffer.clear();
-        record.encode(&mut state.buffer);
+        let mut buffer = Vec::with_capacity(state.last_size + state.last_size / 4 + 256);
+        record.encode(&mut buffer);
+        state.last_size = buffer.len();
+        let bytes = Bytes::from(buffer);
         let mut pause = Duration::from_millis(50);
         loop {
-            match work.log.append(self.shard, position, &state.buffer) {
+            match work.log.append(self.shard, position, &bytes) {
                 Ok(()) => break,
+                Err(error) if !error.is_retriable() => {
+                    // Another writer, or a damaged log: to go on would acknowledge what may not be there.
+                    tracing::error!(shard = %self.shard, %error, "the log cannot be written any more");
+                    self.healthy.store(false, Ordering::Relaxed);
+                    (work.failed)(error.to_string());
+                    return false;
+                }
                 Err(error) => {
                     add(&work.metrics.commit_failures, 1);
                     if self.healthy.swap(false, Ordering::Relaxed) {
@@ -305,12 +317,8 @@ impl Committer {
         if !self.healthy.swap(true, Ordering::Relaxed) {
             tracing::info!(shard = %self.shard, "the log takes appends again");
         }
-        add(&work.metrics.log_bytes, state.buffer.len() as u64);
-        state.bytes_since_cut += state.buffer.len() as u64;
-        // A commit after a long flood must not keep its largest buffer for ever.
-        if state.buffer.capacity() > 8 << 20 {
-            state.buffer = Vec::new();
-        }
+        add(&work.metrics.log_bytes, bytes.len() as u64);
+        state.bytes_since_cut += bytes.len() as u64;
         self.durable.store(position.0, Ordering::Release);
         true
     }
@@ -339,7 +347,8 @@ struct Thread {
     /// Something was committed since the last cut.
     uncut: bool,
     cut_hour: i64,
-    buffer: Vec<u8>,
+    /// Bytes of the last record: a good guess for the next one's buffer.
+    last_size: usize,
 }
 
 impl Thread {

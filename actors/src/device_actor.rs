@@ -226,7 +226,7 @@ impl State {
         add(&metrics.stored, verdict.counts.stored);
         add(&metrics.duplicate, verdict.counts.duplicate);
         add(&metrics.nacked, verdict.counts.nacked);
-        add(&metrics.dead_lettered, verdict.counts.dead_lettered);
+        add(&metrics.dead_lettered, verdict.counts.dead);
         let outcome = match verdict.decision {
             Decision::Commit | Decision::Duplicate | Decision::Staged => Outcome::Stored,
             Decision::Kept(ref refusal) => {
