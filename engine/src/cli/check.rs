@@ -1,0 +1,43 @@
+//! `weir check`
+
+use std::path::PathBuf;
+
+use super::{Exit, Output, print};
+
+/// Arguments of `weir check`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  weir check\n  weir check pipelines/ --format json")]
+pub(super) struct Args {
+    /// Files and folders; folders are read with everything below them.
+    #[arg(default_value = "pipelines")]
+    paths: Vec<PathBuf>,
+    /// How to print what was found.
+    #[arg(long, value_enum, default_value = "text")]
+    format: Output,
+}
+
+pub(super) fn main(args: &Args) -> Result<(), Exit> {
+    let files = sql::load(&args.paths).map_err(|e| Exit::Usage(e.to_string()))?;
+    let (diagnostics, failed, summary) = match sql::check(&files) {
+        Ok(project) => {
+            let summary = format!(
+                "{} files, {} streams, {} pipelines: no errors\n",
+                files.len(),
+                project.streams.len(),
+                project.pipelines.len()
+            );
+            (project.warnings, false, summary)
+        }
+        Err(diagnostics) => (diagnostics, true, String::new()),
+    };
+    match args.format {
+        Output::Json => print(&format!("{}\n", sql::render_json(&diagnostics)))?,
+        Output::Text => {
+            if !diagnostics.is_empty() {
+                print(&sql::render_all(&diagnostics, &files))?;
+            }
+            print(&summary)?;
+        }
+    }
+    if failed { Err(Exit::Silent) } else { Ok(()) }
+}

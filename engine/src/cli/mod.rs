@@ -1,0 +1,132 @@
+//! The command line: one binary, one sub-command per thing an operator or data engineer does.
+//!
+//! Exit status: 0 done, 1 the thing asked for failed, 2 wrong usage or configuration. Results go to standard
+//! output, logs and progress to standard error.
+
+mod audit;
+mod check;
+mod demo;
+mod flush;
+mod query;
+mod remote;
+mod run;
+mod shell;
+mod simulate;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Stream processing for device telemetry: devices publish over MQTT, SQL pipelines downsample, Parquet comes out.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What to log to standard error: error, warn, info, debug, trace, or a filter such as `weir=debug`.
+    #[arg(long, global = true, env = "WEIR_LOG", default_value = "warn,weir=info,engine=info,actors=info,pipelines=info,storage=info,edge=warn")]
+    log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The whole system on this machine: engine, simulated fleet, sample pipelines, and a summary.
+    Demo(demo::Args),
+    /// The engine.
+    Run(run::Args),
+    /// Parse, plan and type-check SQL files, without a server.
+    Check(check::Args),
+    /// One query over all tables, from files or through a running engine.
+    Query(query::Args),
+    /// An interactive SQL shell over all tables.
+    Sql(shell::Args),
+    /// Ask a running engine for a barrier; return when all files up to it are visible.
+    Flush(flush::Args),
+    /// The ledger: what became of every sequence number. Fails if any is missing or double.
+    Audit(audit::Args),
+    /// A fleet of simulated devices against a running engine.
+    Simulate(simulate::Args),
+}
+
+/// Why a command ends with a status other than 0.
+enum Exit {
+    /// The thing asked for failed: status 1.
+    Failed(String),
+    /// Wrong usage or configuration: status 2.
+    Usage(String),
+    /// Status 1, and everything has been said.
+    Silent,
+}
+
+impl Exit {
+    fn failed(error: impl std::fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log);
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("error: --log {:?}: {error}", cli.log);
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let result = match cli.command {
+        Command::Demo(args) => runtime(demo::main(args)),
+        Command::Run(args) => runtime(run::main(args)),
+        Command::Check(args) => check::main(&args),
+        Command::Query(args) => runtime(query::main(args)),
+        Command::Sql(args) => runtime(shell::main(args)),
+        Command::Flush(args) => flush::main(&args),
+        Command::Audit(args) => runtime(audit::main(args)),
+        Command::Simulate(args) => runtime(simulate::main(args)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Exit::Silent) => ExitCode::from(1),
+        Err(Exit::Failed(message)) => {
+            eprintln!("error: {message}");
+            ExitCode::from(1)
+        }
+        Err(Exit::Usage(message)) => {
+            eprintln!("error: {message}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn runtime(work: impl Future<Output = Result<(), Exit>>) -> Result<(), Exit> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("weir")
+        .build()
+        .map_err(|e| Exit::Failed(format!("cannot start the runtime: {e}")))?;
+    let result = runtime.block_on(work);
+    // A query or upload that hangs must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    result
+}
+
+/// Text for people or JSON for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Writes to standard output. A reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> Result<(), Exit> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Exit::failed(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,51 @@
+//! Requests to a running engine.
+
+use std::time::Duration;
+
+use super::Exit;
+
+/// Address of a local engine with default configuration.
+pub(super) const DEFAULT_URL: &str = "http://127.0.0.1:8080";
+
+/// Longest time that an engine may take for an answer.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// An answer of more bytes than this is not read.
+const MAX_ANSWER: u64 = 4 << 30;
+
+/// Sends a request and gives the body of a successful answer; the text of a failed one is the error.
+pub(super) fn request(
+    method: &str,
+    base: &str,
+    path: &str,
+    accept: &str,
+    body: Option<&str>,
+) -> Result<Vec<u8>, Exit> {
+    let url = format!("{}{path}", base.trim_end_matches('/'));
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(TIMEOUT)).build().into();
+    let failed = |error: ureq::Error| Exit::Failed(format!("{url}: {error}; is an engine running there?"));
+    let mut answer = match (method, body) {
+        ("GET", _) => agent.get(&url).header("accept", accept).call(),
+        (_, Some(body)) => agent.post(&url).header("accept", accept).send(body),
+        (_, None) => agent.post(&url).header("accept", accept).send_empty(),
+    }
+    .map_err(failed)?;
+    let bytes = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().map_err(failed)?;
+    if answer.status().is_success() {
+        return Ok(bytes);
+    }
+    let detail = serde_json::from_slice::<serde_json::Value>(&bytes)
+        .ok()
+        .and_then(|problem| problem.get("detail").and_then(|d| d.as_str()).map(str::to_owned));
+    Err(Exit::Failed(detail.unwrap_or_else(|| format!("{url}: {}", answer.status()))))
+}
+
+/// A base URL must be plain HTTP for now.
+pub(super) fn check_url(url: &str) -> Result<(), Exit> {
+    match url::Url::parse(url) {
+        Ok(parsed) if parsed.scheme() == "http" => Ok(()),
+        Ok(parsed) => Err(Exit::Usage(format!("--url {url}: scheme {} is not supported, use http", parsed.scheme()))),
+        Err(error) => Err(Exit::Usage(format!("--url {url}: {error}"))),
+    }
+}

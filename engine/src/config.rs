@@ -1,0 +1,346 @@
+//! The configuration of `weir run`: defaults, then the file, then `WEIR_*` variables, then flags.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// What is wrong with a configuration. Ends the program with status 2.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or a value has the wrong type.
+    #[error("{path}: {message}")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// What and where.
+        message: String,
+    },
+    /// A value is not one that can work.
+    #[error("{key}: {message}")]
+    Value {
+        /// Which key.
+        key: &'static str,
+        /// What is wrong and what to do.
+        message: String,
+    },
+}
+
+/// The whole configuration, one section per part.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// This process.
+    pub node: NodeConfig,
+    /// Where data stands.
+    pub store: StoreConfig,
+    /// MQTT listeners.
+    pub mqtt: MqttConfig,
+    /// The HTTP listener.
+    pub http: HttpConfig,
+    /// When things become durable and visible.
+    pub durability: DurabilityConfig,
+    /// The pipeline project.
+    pub pipelines: PipelinesConfig,
+    /// Bounds.
+    pub limits: LimitsConfig,
+}
+
+/// `[node]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Shards of a new data directory. An existing one keeps its number.
+    pub shards: u16,
+    /// A device that has been silent for so long sleeps: its actor ends, its state stays in the store.
+    #[serde(with = "duration")]
+    pub passivate_after: Duration,
+    /// Allow listeners without authentication, on loopback addresses only.
+    pub insecure: bool,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        // Two shards keep two cores busy; more cost a log record and a file each per commit and cut.
+        Self { shards: 2, passivate_after: Duration::from_secs(300), insecure: false }
+    }
+}
+
+/// `[store]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreConfig {
+    /// The data directory: log, state and tables.
+    pub data: PathBuf,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { data: PathBuf::from("weir-data") }
+    }
+}
+
+/// `[mqtt]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MqttConfig {
+    /// Plain TCP listener.
+    pub plain: Option<SocketAddr>,
+    /// TLS 1.3 listener.
+    pub tls: Option<SocketAddr>,
+    /// Certificate chain of the TLS listener (PEM). Absent: a development certificate is made in the data directory.
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the TLS listener (PEM).
+    pub tls_key: Option<PathBuf>,
+}
+
+impl Default for MqttConfig {
+    fn default() -> Self {
+        Self { plain: Some(SocketAddr::from(([127, 0, 0, 1], 1883))), tls: None, tls_cert: None, tls_key: None }
+    }
+}
+
+/// `[http]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Listener of API and metrics.
+    pub listen: Option<SocketAddr>,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8080))) }
+    }
+}
+
+/// `[durability]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DurabilityConfig {
+    /// A checkpoint at least this often while records come.
+    #[serde(with = "duration")]
+    pub checkpoint_every: Duration,
+    /// Parquet files at least this often while records come.
+    #[serde(with = "duration")]
+    pub cut_every: Duration,
+    /// Parquet files when this many bytes of log have gathered in a shard.
+    #[serde(with = "bytes_text")]
+    pub cut_bytes: u64,
+}
+
+impl Default for DurabilityConfig {
+    fn default() -> Self {
+        Self {
+            checkpoint_every: Duration::from_secs(15),
+            cut_every: Duration::from_secs(300),
+            cut_bytes: 128 << 20,
+        }
+    }
+}
+
+/// `[pipelines]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PipelinesConfig {
+    /// Folder of `.sql` files. Absent: no pipelines, every field goes to `extra`.
+    pub dir: Option<PathBuf>,
+}
+
+/// `[limits]`: every bound, each with its reason in [`crate::limits`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Bytes of messages between socket and log, over all connections.
+    #[serde(with = "bytes_text")]
+    pub in_flight: u64,
+    /// MQTT connections.
+    pub connections: usize,
+    /// Largest MQTT packet.
+    #[serde(with = "bytes_text")]
+    pub packet: u64,
+    /// Memory of all queries together.
+    #[serde(with = "bytes_text")]
+    pub query_memory: u64,
+    /// Rows that `/v1/query` returns at most.
+    pub query_rows: usize,
+    /// Longest time of one query.
+    #[serde(with = "duration")]
+    pub query_time: Duration,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            in_flight: crate::limits::IN_FLIGHT,
+            connections: crate::limits::CONNECTIONS,
+            packet: crate::limits::PACKET,
+            query_memory: crate::limits::QUERY_MEMORY,
+            query_rows: crate::limits::QUERY_ROWS,
+            query_time: crate::limits::QUERY_TIME,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a file; an unknown key is an error that names the nearest known one.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str::<Self>(text).map_err(|error| explain(&error.to_string()))
+    }
+
+    /// Checks what the parts cannot check for themselves.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.node.shards == 0 || self.node.shards > 1024 {
+            return Err(ConfigError::Value { key: "node.shards", message: "must be from 1 to 1024".into() });
+        }
+        if self.mqtt.tls_cert.is_some() != self.mqtt.tls_key.is_some() {
+            let message = "a certificate needs its key: set both mqtt.tls_cert and mqtt.tls_key, or neither".into();
+            return Err(ConfigError::Value { key: "mqtt.tls_cert", message });
+        }
+        let listeners =
+            [("mqtt.plain", self.mqtt.plain), ("mqtt.tls", self.mqtt.tls), ("http.listen", self.http.listen)];
+        for (key, address) in listeners {
+            let Some(address) = address else { continue };
+            if !self.node.insecure {
+                let message = format!(
+                    "{address} would serve anybody: this version does not authenticate clients yet. \
+                     Say --insecure to allow it on loopback"
+                );
+                return Err(ConfigError::Value { key, message });
+            }
+            if !address.ip().is_loopback() {
+                let message = format!("{address} is not a loopback address; --insecure serves loopback only");
+                return Err(ConfigError::Value { key, message });
+            }
+        }
+        if self.limits.in_flight < 1 << 20 {
+            return Err(ConfigError::Value { key: "limits.in_flight", message: "must be at least 1 MiB".into() });
+        }
+        Ok(())
+    }
+}
+
+/// Adds the nearest known key to an "unknown field" error.
+fn explain(message: &str) -> String {
+    let Some(rest) = message.split("unknown field `").nth(1) else { return message.trim_end().to_owned() };
+    let Some((unknown, rest)) = rest.split_once('`') else { return message.to_owned() };
+    let nearest = rest
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
+        .min()
+        .filter(|(distance, _)| *distance <= 3);
+    match nearest {
+        Some((_, known)) => format!("{}\nhelp: did you mean `{known}`?", message.trim_end()),
+        None => message.trim_end().to_owned(),
+    }
+}
+
+mod duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&humantime::format_duration(*value).to_string())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text)
+            .map_err(|e| D::Error::custom(format!("`{text}` is not a duration ({e}); write for example \"15s\"")))
+    }
+}
+
+mod bytes_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&super::format_bytes(*value))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        super::parse_bytes(&text)
+            .ok_or_else(|| D::Error::custom(format!("`{text}` is not a size; write for example \"128 MiB\"")))
+    }
+}
+
+const UNITS: [(&str, u32); 4] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
+
+/// A size in bytes: `4096`, `64 KiB`, `128MiB`, `1 GiB`.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    for (unit, shift) in UNITS {
+        if let Some(number) = text.strip_suffix(unit) {
+            return number.trim().parse::<u64>().ok()?.checked_mul(1 << shift);
+        }
+    }
+    text.strip_suffix('B').unwrap_or(text).trim().parse().ok()
+}
+
+/// The shortest exact form that [`parse_bytes`] reads back.
+pub fn format_bytes(bytes: u64) -> String {
+    for (unit, shift) in UNITS.iter().rev() {
+        if bytes > 0 && bytes.trailing_zeros() >= *shift {
+            return format!("{} {unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes} B")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_back() {
+        for bytes in [0, 1, 4096, 128 << 20, 3 << 30, 5000] {
+            assert_eq!(parse_bytes(&format_bytes(bytes)), Some(bytes));
+        }
+        assert_eq!(parse_bytes("64KiB"), Some(65536));
+        assert_eq!(parse_bytes("lots"), None);
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_one() {
+        let error = Config::parse("[node]\nshard = 3\n").unwrap_err();
+        assert!(error.contains("did you mean `shards`"), "{error}");
+        assert!(error.contains("line 2"), "{error}");
+        let error = Config::parse("[durability]\ncut_every = \"soon\"\n").unwrap_err();
+        assert!(error.contains("`soon` is not a duration"), "{error}");
+    }
+
+    #[test]
+    fn nobody_is_served_without_authentication_by_accident() {
+        let mut config = Config::default();
+        assert!(config.validate().unwrap_err().to_string().contains("--insecure"));
+        config.node.insecure = true;
+        config.validate().unwrap();
+        config.http.listen = Some("0.0.0.0:8080".parse().unwrap());
+        assert!(config.validate().unwrap_err().to_string().contains("loopback only"));
+    }
+
+    #[test]
+    fn the_effective_configuration_reads_back() {
+        let text = toml::to_string(&Config::default()).unwrap();
+        Config::parse(&text).unwrap();
+    }
+}

@@ -1,0 +1,463 @@
+//! The data plane of one process: log, state, devices, pipelines and tables of all shards, without any listener.
+//!
+//! `weir run` puts listeners in front of it; `weir audit --data` opens it without.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use actors::admission::Admission;
+use actors::committer::{BarrierPolicy, Committer, Start, Work};
+use actors::message::Downlink;
+use actors::metrics::Metrics;
+use actors::node::Node;
+use actors::shard::{Parts as ShardParts, Shard, Snapshots};
+use bytes::Bytes;
+use device::entry::{LogBody, LogRecord};
+use device::id::{DeviceId, ShardId};
+use device::schema::Catalog;
+use device::seq::{Barrier, Position};
+use pipelines::runner::{DeviceStates, LogEnd, Parts as RunnerParts, Runner, RunnerError, Status};
+use serde::{Deserialize, Serialize};
+use sql::Project;
+use storage::layout;
+use storage::lock::DataLock;
+use storage::log::ShardLog;
+use storage::log::raft::{RaftLog, RaftLogOptions};
+use storage::state::StateStore;
+use storage::store::Store;
+use storage::table::TableStore;
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::project::{self, Loaded, ProjectError};
+
+/// Why the data plane does not start, or had to stop.
+#[derive(Debug, Error)]
+pub enum CoreError {
+    /// The data directory is in use, or cannot be.
+    #[error("{0}")]
+    Lock(#[from] storage::lock::LockError),
+    /// The data directory as a store.
+    #[error("{0}")]
+    Store(#[from] storage::store::StoreError),
+    /// The log.
+    #[error("log: {0}")]
+    Log(#[from] storage::log::LogError),
+    /// The state store.
+    #[error("state: {0}")]
+    State(#[from] storage::state::StateError),
+    /// Devices.
+    #[error("devices: {0}")]
+    Shard(#[from] actors::shard::ShardError),
+    /// A shard's consumer.
+    #[error("shard {shard}: {source}")]
+    Runner {
+        /// Which shard.
+        shard: ShardId,
+        /// Why.
+        source: RunnerError,
+    },
+    /// The pipeline project.
+    #[error("{0}")]
+    Project(#[from] ProjectError),
+    /// A file of the data directory.
+    #[error("{path}: {message}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// Something that cannot be told more precisely.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// The data plane.
+pub struct Core {
+    /// The device side.
+    pub node: Arc<Node>,
+    /// What the consumers say of themselves, by shard.
+    pub statuses: Vec<Arc<Status>>,
+    /// Files of all tables.
+    pub tables: Arc<TableStore>,
+    /// The project that counts.
+    pub project: Arc<Project>,
+    /// Its streams.
+    pub catalog: Arc<Catalog>,
+    /// Counters of the device side.
+    pub metrics: Arc<Metrics>,
+    /// How recovery went, for the log.
+    pub recovered: Vec<LogEnd>,
+    states: Vec<Arc<StateStore>>,
+    threads: Vec<JoinHandle<()>>,
+    fatal: tokio::sync::Mutex<mpsc::Receiver<CoreError>>,
+    _lock: DataLock,
+}
+
+/// `registry/node.json`
+#[derive(Serialize, Deserialize)]
+struct NodeFile {
+    format: u32,
+    shards: u16,
+}
+
+/// Version of the data directory as a whole.
+const FORMAT: u32 = 1;
+
+impl Core {
+    /// Opens the data directory, recovers every shard, and starts committers, consumers and supervisors.
+    pub async fn open(
+        config: &Config,
+        loaded: Loaded,
+        clock: Clock,
+        downlink: Arc<dyn Downlink>,
+    ) -> Result<Self, CoreError> {
+        let root = config.store.data.clone();
+        let file_error = |path: &Path, e: std::io::Error| CoreError::File { path: path.into(), message: e.to_string() };
+        std::fs::create_dir_all(&root).map_err(|e| file_error(&root, e))?;
+        let lock = DataLock::acquire(&root)?;
+        let store = Store::local(&root)?;
+        let shards = shard_count(&root.join(layout::registry("node", "node.json")), config.node.shards)?;
+        let log: Arc<dyn ShardLog> = Arc::new(RaftLog::open(&layout::log_dir(&root), RaftLogOptions::default())?);
+        let mut states = Vec::new();
+        for shard in 0..shards {
+            states.push(Arc::new(StateStore::open(&store, ShardId(shard)).await?));
+        }
+        let opener = Opener { config, store: &store, log: &log, clock: &clock, downlink: &downlink };
+
+        let project_file = project_file(&root);
+        if let Some(old) = project::stored(&project_file)? {
+            if old.project.fingerprint() != loaded.project.fingerprint() {
+                tracing::info!("the pipeline project has changed; finishing what was written under the old one");
+                let old = Arc::new(old.project);
+                for (shard, state) in states.iter().enumerate() {
+                    opener.finish(ShardId(shard as u16), state, &old).await?;
+                }
+                project::store(&project_file, &loaded.files)?;
+            }
+        } else {
+            project::store(&project_file, &loaded.files)?;
+        }
+
+        let project = Arc::new(loaded.project);
+        let catalog = Arc::new(project.catalog());
+        let metrics = Arc::new(Metrics::default());
+        let (fatal_sender, fatal) = mpsc::channel(usize::from(shards).max(1));
+        let (mut opened, mut statuses, mut threads, mut recovered) = (vec![], vec![], vec![], vec![]);
+        for (at, state) in states.iter().enumerate() {
+            let id = ShardId(at as u16);
+            let (shard, runner, end, status) = opener.shard(id, state, &project, &catalog, &metrics).await?;
+            threads.extend(spawn(&shard, runner, end, &project, config, &log, &clock, &metrics, &fatal_sender, &status));
+            opened.push(shard);
+            statuses.push(status);
+            recovered.push(end);
+        }
+        let admission = Admission::new(config.limits.in_flight as usize);
+        let node = Node::start(opened, admission, metrics.clone())
+            .await
+            .map_err(|e| CoreError::Other(format!("cannot start the shard supervisors: {e}")))?;
+        Ok(Self {
+            node: Arc::new(node),
+            statuses,
+            tables: Arc::new(TableStore::open(store)),
+            project,
+            catalog,
+            metrics,
+            recovered,
+            states,
+            threads,
+            fatal: tokio::sync::Mutex::new(fatal),
+            _lock: lock,
+        })
+    }
+
+    /// Whether devices can be served: every log takes appends, every store takes writes.
+    pub fn healthy(&self) -> bool {
+        self.node.healthy() && self.statuses.iter().all(|status| status.healthy.load(Ordering::Relaxed))
+    }
+
+    /// Waits for a failure that ends the process.
+    pub async fn failed(&self) -> CoreError {
+        match self.fatal.lock().await.recv().await {
+            Some(error) => error,
+            // All senders are gone only when the threads have ended on request.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A barrier in every shard; returns when all files up to it are visible.
+    pub async fn flush(&self) -> Result<Vec<Barrier>, CoreError> {
+        let stopped = || CoreError::Other("the engine is stopping; nothing was flushed".to_owned());
+        let mut barriers = Vec::new();
+        for (receiver, status) in self.node.barrier(true).into_iter().zip(&self.statuses) {
+            let barrier = receiver.await.map_err(|_| stopped())?;
+            let mut cut = status.cut.subscribe();
+            cut.wait_for(|done| *done >= barrier).await.map_err(|_| stopped())?;
+            barriers.push(barrier);
+        }
+        Ok(barriers)
+    }
+
+    /// States of devices straight from the store, by name, behind `after`.
+    pub async fn stored_devices(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeviceId>, CoreError> {
+        let mut ids = Vec::new();
+        for state in &self.states {
+            ids.extend(state.devices(after, limit).await?.into_iter().map(|(id, _)| id));
+        }
+        ids.sort();
+        ids.truncate(limit);
+        Ok(ids)
+    }
+
+    /// Ends everything. With `flush`, what is committed is cut into files first.
+    pub async fn shutdown(mut self, flush: bool) -> Result<(), CoreError> {
+        let mut outcome = Ok(());
+        if flush && self.healthy() {
+            // A store that fails just now must not keep the process from ending: what is in the log is safe.
+            outcome = match tokio::time::timeout(Duration::from_secs(60), self.flush()).await {
+                Ok(done) => done.map(|_| ()),
+                Err(_) => Err(CoreError::Other(
+                    "the last files were not written within 60 s; the next start writes them".to_owned(),
+                )),
+            };
+        }
+        for (shard, status) in self.node.shards().iter().zip(&self.statuses) {
+            status.stop.store(true, Ordering::Relaxed);
+            shard.committer.stop();
+        }
+        let threads = std::mem::take(&mut self.threads);
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                let _ = thread.join();
+            }
+        });
+        let _ = joined.await;
+        self.node.stop().await;
+        for state in &self.states {
+            if let Err(error) = state.close().await {
+                tracing::warn!(%error, "closing the state store");
+            }
+        }
+        outcome
+    }
+}
+
+/// Where the project that counts is kept.
+pub fn project_file(data: &Path) -> PathBuf {
+    data.join(layout::registry("pipelines", "project.json"))
+}
+
+/// The number of shards of the data directory; a new one gets `wanted`.
+fn shard_count(path: &Path, wanted: u16) -> Result<u16, CoreError> {
+    let failed = |message: String| CoreError::File { path: path.to_owned(), message };
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            let node: NodeFile = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
+            if node.format > FORMAT {
+                let message = format!("data format {} is newer than this program, which knows {FORMAT}", node.format);
+                return Err(failed(message));
+            }
+            if node.shards != wanted {
+                tracing::info!(shards = node.shards, "the data directory keeps its number of shards");
+            }
+            Ok(node.shards)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let node = NodeFile { format: FORMAT, shards: wanted };
+            let write = || -> std::io::Result<()> {
+                if let Some(dir) = path.parent() {
+                    std::fs::create_dir_all(dir)?;
+                }
+                std::fs::write(path, serde_json::to_vec_pretty(&node)?)?;
+                std::fs::File::open(path)?.sync_all()
+            };
+            write().map_err(|e| failed(e.to_string()))?;
+            Ok(wanted)
+        }
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+struct Opener<'a> {
+    config: &'a Config,
+    store: &'a Store,
+    log: &'a Arc<dyn ShardLog>,
+    clock: &'a Clock,
+    downlink: &'a Arc<dyn Downlink>,
+}
+
+impl Opener<'_> {
+    /// Recovers a shard: devices from state and log, then tables and pipelines by replay.
+    async fn shard(
+        &self,
+        id: ShardId,
+        state: &Arc<StateStore>,
+        project: &Arc<Project>,
+        catalog: &Arc<Catalog>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<(Arc<Shard>, Runner, LogEnd, Arc<Status>), CoreError> {
+        let last = self.log.bounds(id)?.last;
+        let start = Start { position: last, barrier: Barrier(0), time: Default::default(), uncut: false };
+        let checkpoint = state.load().await?.checkpoint.map_or_else(Position::default, |c| c.0);
+        let shard = Arc::new(Shard::new(ShardParts {
+            id,
+            committer: Committer::new(id, start),
+            log: self.log.clone(),
+            state: state.clone(),
+            catalog: catalog.clone(),
+            clock: self.clock.clone(),
+            random: Arc::new(rand::random::<u64>),
+            downlink: self.downlink.clone(),
+            metrics: metrics.clone(),
+            passivate_after_ns: i64::try_from(self.config.node.passivate_after.as_nanos()).unwrap_or(i64::MAX),
+            checkpoint,
+        }));
+        shard.recover().await?;
+        let status = Arc::new(Status::default());
+        let parts = RunnerParts {
+            shard: id,
+            log: self.log.clone(),
+            state: state.clone(),
+            store: self.store.clone(),
+            project: project.clone(),
+            catalog: catalog.clone(),
+            devices: Box::new(ShardStates { shard: shard.clone(), runtime: Handle::current(), last: None }),
+            runtime: Handle::current(),
+            status: status.clone(),
+        };
+        let replayed = blocking(move || {
+            let mut runner = Runner::open(parts)?;
+            let end = runner.replay()?;
+            Ok((runner, end))
+        })
+        .await?;
+        let (runner, mut end) = replayed.map_err(|source| CoreError::Runner { shard: id, source })?;
+        end.position = end.position.max(last);
+        Ok((shard, runner, end, status))
+    }
+
+    /// Finishes everything that a shard's log holds under `project`: replay, a barrier, files.
+    async fn finish(&self, id: ShardId, state: &Arc<StateStore>, project: &Arc<Project>) -> Result<(), CoreError> {
+        let catalog = Arc::new(project.catalog());
+        let metrics = Arc::new(Metrics::default());
+        let (shard, mut runner, end, _) = self.shard(id, state, project, &catalog, &metrics).await?;
+        if !end.uncut {
+            return Ok(());
+        }
+        let body = LogBody::Barrier { barrier: end.barrier.next(), cut: true, catalog: project.fingerprint() };
+        let record = LogRecord { time: end.time.max((self.clock)()), body };
+        let position = end.position.next();
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        self.log.append(id, position, &Bytes::from(bytes))?;
+        let done = blocking(move || runner.take(position, &record)).await?;
+        drop(shard);
+        done.map_err(|source| CoreError::Runner { shard: id, source })
+    }
+}
+
+/// Runs `act` on a thread of its own: consumers wait for the runtime, which a runtime thread must not do.
+async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, CoreError> {
+    tokio::task::spawn_blocking(act)
+        .await
+        .map_err(|e| CoreError::Other(format!("recovery ended without an answer: {e}")))
+}
+
+#[allow(clippy::too_many_arguments)]
+fn spawn(
+    shard: &Arc<Shard>,
+    mut runner: Runner,
+    end: LogEnd,
+    project: &Arc<Project>,
+    config: &Config,
+    log: &Arc<dyn ShardLog>,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+    fatal: &mpsc::Sender<CoreError>,
+    status: &Arc<Status>,
+) -> Vec<JoinHandle<()>> {
+    let id = shard.id;
+    let (sender, receiver) = std::sync::mpsc::sync_channel(crate::limits::CONSUMER_QUEUE);
+    let start = Start { position: end.position, barrier: end.barrier, time: end.time, uncut: end.uncut };
+    let work = Work {
+        log: log.clone(),
+        consumer: sender,
+        clock: clock.clone(),
+        policy: BarrierPolicy {
+            checkpoint_every: config.durability.checkpoint_every,
+            cut_every: config.durability.cut_every,
+            cut_bytes: config.durability.cut_bytes,
+        },
+        catalog: project.fingerprint(),
+        metrics: metrics.clone(),
+        failed: {
+            let fatal = fatal.clone();
+            Box::new(move |error| {
+                let _ = fatal.try_send(CoreError::Other(format!("shard {id}: {error}")));
+            })
+        },
+    };
+    let committing = shard.clone();
+    let spawned = [
+        std::thread::Builder::new()
+            .name(format!("commit-{id}"))
+            .spawn(move || committing.committer.run(start, &work)),
+        {
+            let fatal = fatal.clone();
+            let status = status.clone();
+            std::thread::Builder::new().name(format!("tables-{id}")).spawn(move || {
+                if let Err(source) = runner.run(&receiver) {
+                    status.healthy.store(false, Ordering::Relaxed);
+                    let _ = fatal.try_send(CoreError::Runner { shard: id, source });
+                }
+            })
+        },
+    ];
+    let mut threads = Vec::new();
+    for thread in spawned {
+        match thread {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                let _ = fatal.try_send(CoreError::Other(format!("cannot start a thread: {error}")));
+            }
+        }
+    }
+    threads
+}
+
+/// Gives a consumer the states of its shard's devices.
+struct ShardStates {
+    shard: Arc<Shard>,
+    runtime: Handle,
+    last: Option<Snapshots>,
+}
+
+impl DeviceStates for ShardStates {
+    fn collect(&mut self, position: Position) -> Result<Vec<(DeviceId, Bytes)>, String> {
+        let snapshots = self.runtime.block_on(self.shard.snapshots(position)).map_err(|e| e.to_string())?;
+        let devices = snapshots.devices.clone();
+        self.last = Some(snapshots);
+        Ok(devices)
+    }
+
+    fn persisted(&mut self, position: Position) {
+        if let Some(snapshots) = self.last.take() {
+            self.shard.persisted(position, &snapshots);
+        }
+    }
+}
+
+/// The way to subscribers when there are none.
+#[derive(Debug)]
+pub struct Silent;
+
+impl Downlink for Silent {
+    fn publish(&self, _: &DeviceId, _: &'static str, _: Bytes, _: u8) {}
+}

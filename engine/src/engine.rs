@@ -1,0 +1,126 @@
+//! The whole process: the data plane with listeners in front of it, and the order in which it starts and stops.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::ca;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::core::{Core, CoreError};
+use crate::gateway::{Gateway, GatewayConfig, Hub, Limits};
+use crate::http::{self, Api};
+use crate::project::Loaded;
+use crate::query::{self, Bounds};
+
+/// How long connections get to finish at a stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// A running engine.
+pub struct Engine {
+    core: Arc<Core>,
+    gateway: Gateway,
+    listeners: Vec<(&'static str, SocketAddr)>,
+    http: Option<JoinHandle<std::io::Result<()>>>,
+    stop: CancellationToken,
+}
+
+impl Engine {
+    /// Recovers the data directory, then opens the listeners: a device that gets in is served.
+    pub async fn start(config: &Config, loaded: Loaded, clock: Clock) -> Result<Self, CoreError> {
+        let listen = |what: &str, address: SocketAddr, e: String| {
+            CoreError::Other(format!("cannot listen on {address} for {what}: {e}"))
+        };
+        // Bound first, served last: an address in use is found before a long recovery.
+        let http_listener = match config.http.listen {
+            Some(address) => {
+                Some(http::bind(address).await.map_err(|e| listen("HTTP", address, e.to_string()))?)
+            }
+            None => None,
+        };
+        let tls = match config.mqtt.tls {
+            Some(address) => {
+                let files = match (&config.mqtt.tls_cert, &config.mqtt.tls_key) {
+                    (Some(cert), Some(key)) => ca::Files { cert: cert.clone(), key: key.clone() },
+                    _ => ca::development(&config.store.data.join("ca"))
+                        .map_err(|e| CoreError::Other(e.to_string()))?,
+                };
+                Some((address, ca::server_config(&files).map_err(|e| CoreError::Other(e.to_string()))?))
+            }
+            None => None,
+        };
+        let limits = Limits {
+            connections: config.limits.connections,
+            packet: config.limits.packet as usize,
+            ..Limits::default()
+        };
+        let hub = Hub::new(limits);
+        let core = Arc::new(Core::open(config, loaded, clock.clone(), hub.clone()).await?);
+        let listeners = GatewayConfig { plain: config.mqtt.plain, tls };
+        let gateway = Gateway::start(listeners, hub, core.node.clone(), clock, Arc::new(rand::random::<u64>))
+            .map_err(|e| CoreError::Other(e.to_string()))?;
+        let stop = CancellationToken::new();
+        let mut listeners: Vec<(&'static str, SocketAddr)> = Vec::new();
+        listeners.extend(gateway.plain_address().map(|address| ("mqtt", address)));
+        listeners.extend(gateway.tls_address().map(|address| ("mqtts", address)));
+        let http = match http_listener {
+            Some(listener) => {
+                let address = listener.local_addr().map_err(|e| CoreError::Other(e.to_string()))?;
+                listeners.push(("http", address));
+                let api = Api {
+                    core: core.clone(),
+                    runtime: query::runtime(config.limits.query_memory)
+                        .map_err(|e| CoreError::Other(e.to_string()))?,
+                    bounds: Bounds { rows: config.limits.query_rows, time: config.limits.query_time },
+                    gateway: gateway.metrics(),
+                };
+                Some(tokio::spawn(http::serve(listener, api, stop.clone())))
+            }
+            None => None,
+        };
+        Ok(Self { core, gateway, listeners, http, stop })
+    }
+
+    /// Name and address of each listener.
+    pub fn listeners(&self) -> &[(&'static str, SocketAddr)] {
+        &self.listeners
+    }
+
+    /// The data plane.
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Waits for a failure that ends the process.
+    pub async fn failed(&self) -> CoreError {
+        self.core.failed().await
+    }
+
+    /// Stops accepting, drains, checkpoints, ends.
+    pub async fn shutdown(self, flush: bool) -> Result<(), CoreError> {
+        self.gateway.stop_accepting();
+        if !self.gateway.shutdown(DRAIN).await {
+            tracing::warn!("some connections were cut before everything they had sent was acknowledged");
+        }
+        self.stop.cancel();
+        if let Some(http) = self.http {
+            // A client that keeps its request open must not keep the process.
+            if tokio::time::timeout(Duration::from_secs(5), http).await.is_err() {
+                tracing::warn!("HTTP requests were cut off");
+            }
+        }
+        // Tasks that are just ending may still hold the data plane for a moment.
+        let mut core = self.core;
+        for _ in 0..200 {
+            match Arc::try_unwrap(core) {
+                Ok(core) => return core.shutdown(flush).await,
+                Err(shared) => core = shared,
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Err(CoreError::Other("requests still run after the listeners have stopped; ended without a checkpoint".into()))
+    }
+}

@@ -1,0 +1,107 @@
+//! Sockets: accepting, TLS handshakes, and the bounds on both.
+//!
+//! Nothing that one peer does or omits is awaited in the accept loop: a handshake has a task of its own, with a
+//! deadline, and there is a bound on how many run at once.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use actors::message::Ingress;
+use rustls::ProtocolVersion;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection::Shared;
+use super::identity::Identity;
+use super::metrics::{down, up};
+use super::opening;
+use super::tls::TlsSettings;
+
+/// Connections that the kernel holds for us while we are busy.
+const BACKLOG: u32 = 4096;
+
+/// What the listeners of one gateway have in common.
+pub(crate) struct Door<I> {
+    pub(crate) shared: Arc<Shared<I>>,
+    pub(crate) connections: Arc<Semaphore>,
+    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Binds a listener. Its sockets inherit TCP keep alive, which finds peers that are gone for good even when they
+/// asked for no MQTT keep alive.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.set_keepalive(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Accepts until told to stop.
+pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener, tls: Option<TlsSettings>) {
+    loop {
+        let accepted = tokio::select! {
+            () = door.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, or a peer that was gone already: others must not suffer for long.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let metrics = door.shared.hub.metrics.clone();
+        up(&metrics.accepted);
+        let Ok(place) = door.connections.clone().try_acquire_owned() else {
+            up(&metrics.refused_limit);
+            continue;
+        };
+        // Answers are small and go out once per turn: waiting for more to send would only delay them.
+        let _ = stream.set_nodelay(true);
+        let serve = {
+            let (door, tls) = (door.clone(), tls.clone());
+            async move {
+                up(&metrics.connections);
+                match tls {
+                    None => opening::serve(door.shared.clone(), stream, Identity::anonymous()).await,
+                    Some(tls) => handshake(&door, stream, &tls).await,
+                }
+                down(&metrics.connections);
+                drop(place);
+            }
+        };
+        door.tasks.spawn(serve);
+    }
+}
+
+async fn handshake<I: Ingress>(door: &Arc<Door<I>>, stream: TcpStream, tls: &TlsSettings) {
+    let metrics = &door.shared.hub.metrics;
+    let Ok(turn) = door.handshakes.clone().try_acquire_owned() else {
+        return up(&metrics.refused_limit);
+    };
+    let limit = door.shared.hub.limits.handshake;
+    let accepted = tokio::time::timeout(limit, Box::pin(tls.acceptor().accept(stream)));
+    let stream = match door.shared.leaving.run_until_cancelled(accepted).await {
+        Some(Ok(Ok(stream))) => stream,
+        Some(Ok(Err(error))) => {
+            tracing::debug!(%error, "a TLS handshake failed");
+            return up(&metrics.refused_handshake);
+        }
+        Some(Err(_)) => return up(&metrics.refused_timeout),
+        None => return,
+    };
+    drop(turn);
+    if stream.get_ref().1.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
+        return up(&metrics.refused_handshake);
+    }
+    opening::serve(door.shared.clone(), stream, Identity::anonymous()).await;
+}

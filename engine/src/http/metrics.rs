@@ -1,0 +1,58 @@
+//! `/metrics` in the Prometheus text format.
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+
+use actors::message::Ingress;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+
+use super::Api;
+
+pub(super) async fn render(State(api): State<Api>) -> impl IntoResponse {
+    let mut text = String::new();
+    for (name, value) in api.core.metrics.snapshot() {
+        counter(&mut text, &format!("weir_{name}_total"), "", value);
+    }
+    for (name, labels, value) in api.gateway.snapshot() {
+        sample(&mut text, name, labels, value);
+    }
+    let admission = api.core.node.admission();
+    sample(&mut text, "weir_in_flight_bytes", "", admission.used() as u64);
+    sample(&mut text, "weir_in_flight_limit_bytes", "", admission.limit() as u64);
+    sample(&mut text, "weir_ready", "", u64::from(api.core.healthy()));
+    for (status, shard) in api.core.statuses.iter().zip(api.core.node.shards()) {
+        let label = format!("shard=\"{}\"", shard.id);
+        let get = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
+        sample(&mut text, "weir_devices_awake", &label, shard.awake_count() as u64);
+        sample(&mut text, "weir_devices_parked", &label, shard.parked_count() as u64);
+        sample(&mut text, "weir_log_position", &label, shard.committer.durable().0);
+        sample(&mut text, "weir_tables_position", &label, get(&status.position));
+        sample(&mut text, "weir_rows_in_memory", &label, status.live.rows() as u64);
+        sample(&mut text, "weir_window_groups", &label, get(&status.open_groups));
+        counter(&mut text, "weir_rows_total", &label, get(&status.rows));
+        counter(&mut text, "weir_late_records_total", &label, get(&status.late));
+        counter(&mut text, "weir_files_total", &label, get(&status.files));
+        counter(&mut text, "weir_file_bytes_total", &label, get(&status.file_bytes));
+        counter(&mut text, "weir_checkpoints_total", &label, get(&status.checkpoints));
+        counter(&mut text, "weir_store_failures_total", &label, get(&status.store_failures));
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+fn counter(text: &mut String, name: &str, labels: &str, value: u64) {
+    line(text, name, "counter", labels, value);
+}
+
+fn sample(text: &mut String, name: &str, labels: &str, value: u64) {
+    line(text, name, if name.ends_with("_total") { "counter" } else { "gauge" }, labels, value);
+}
+
+fn line(text: &mut String, name: &str, kind: &str, labels: &str, value: u64) {
+    let head = format!("# TYPE {name} {kind}\n");
+    if !text.contains(&head) {
+        text.push_str(&head);
+    }
+    let _ = if labels.is_empty() { writeln!(text, "{name} {value}") } else { writeln!(text, "{name}{{{labels}}} {value}") };
+}

@@ -1,0 +1,225 @@
+//! The HTTP API: health, metrics, queries, flush, audit, devices.
+//!
+//! Errors are problem details (RFC 9457). Everything is bounded: rows, time, page sizes, body sizes.
+
+mod metrics;
+mod problem;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use datafusion::execution::runtime_env::RuntimeEnv;
+use device::id::DeviceId;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::audit;
+use crate::core::Core;
+use crate::gateway::GatewayMetrics;
+use crate::query::{self, Bounds, Format, QueryError};
+use problem::Problem;
+
+/// Longest SQL text that `/v1/query` takes.
+const MAX_SQL: usize = 1 << 20;
+
+/// Most devices on one page.
+const MAX_PAGE: usize = 1000;
+
+/// What handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    /// The data plane.
+    pub core: Arc<Core>,
+    /// Memory of queries.
+    pub runtime: Arc<RuntimeEnv>,
+    /// Bounds of one query.
+    pub bounds: Bounds,
+    /// Counters of the MQTT side.
+    pub gateway: Arc<GatewayMetrics>,
+}
+
+/// Binds the listener.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+/// Serves until `stop`; requests under way are finished.
+pub async fn serve(listener: TcpListener, api: Api, stop: CancellationToken) -> std::io::Result<()> {
+    axum::serve(listener, router(api)).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+fn router(api: Api) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics::render))
+        .route("/v1/query", post(run_query))
+        .route("/v1/flush", post(flush))
+        .route("/v1/audit", get(audit_all))
+        .route("/v1/audit/{id}", get(audit_one))
+        .route("/v1/devices", get(devices))
+        .route("/v1/devices/{id}", get(device))
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource; the API stands under /v1"))
+        .layer(DefaultBodyLimit::max(MAX_SQL))
+        .with_state(api)
+}
+
+async fn ready(State(api): State<Api>) -> Response {
+    if api.core.healthy() {
+        return "ready\n".into_response();
+    }
+    let text = "the log or the store refuses writes; nothing is acknowledged until it takes them again";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+async fn run_query(State(api): State<Api>, headers: HeaderMap, sql: String) -> Result<Response, Problem> {
+    let sql = sql.trim();
+    if sql.is_empty() {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "the body must be one SQL statement"));
+    }
+    // A client that says it sends JSON means {"sql": "..."}.
+    let is_json = headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/json"));
+    let text = if is_json {
+        #[derive(Deserialize)]
+        struct Body {
+            sql: String,
+        }
+        let body: Body = serde_json::from_str(sql).map_err(|e| {
+            Problem::new(StatusCode::BAD_REQUEST, format!("a JSON body must be {{\"sql\": \"...\"}}: {e}"))
+        })?;
+        body.sql
+    } else {
+        sql.to_owned()
+    };
+    let format = Format::accepted(headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()));
+    let context = query::over_engine(&api.core, api.runtime.clone()).await?;
+    let table = query::run(&context, &text, api.bounds).await?;
+    let body = tokio::task::spawn_blocking(move || {
+        let mut body = Vec::new();
+        query::write(&table, format, &mut body).map(|()| body)
+    })
+    .await
+    .map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))??;
+    Ok(([(header::CONTENT_TYPE, format.media_type())], body).into_response())
+}
+
+impl From<QueryError> for Problem {
+    fn from(error: QueryError) -> Self {
+        let status = match error {
+            QueryError::Query(_) => StatusCode::BAD_REQUEST,
+            QueryError::TooManyRows(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            QueryError::TooLong(_) => StatusCode::REQUEST_TIMEOUT,
+            QueryError::Write(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+async fn flush(State(api): State<Api>) -> Result<Json<serde_json::Value>, Problem> {
+    let barriers = api
+        .core
+        .flush()
+        .await
+        .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    let barriers: Vec<u64> = barriers.iter().map(|barrier| barrier.0).collect();
+    Ok(Json(serde_json::json!({ "barriers": barriers })))
+}
+
+fn device_id(text: &str) -> Result<DeviceId, Problem> {
+    DeviceId::new(text).map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("device {text:?}: {error}")))
+}
+
+/// Query string of paged lists.
+#[derive(Debug, Deserialize)]
+struct Page {
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+impl Page {
+    fn limit(&self) -> usize {
+        self.limit.unwrap_or(100).clamp(1, MAX_PAGE)
+    }
+}
+
+#[derive(Serialize)]
+struct Paged<T> {
+    #[serde(flatten)]
+    items: T,
+    /// Give it as `after` to get the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+async fn audit_all(State(api): State<Api>, Query(page): Query<Page>) -> Result<impl IntoResponse, Problem> {
+    #[derive(Serialize)]
+    struct Items {
+        audits: Vec<audit::DeviceAudit>,
+    }
+    let limit = page.limit();
+    let ids = audit::known_devices(&api.core, page.after.as_deref(), limit).await?;
+    let context = query::over_engine(&api.core, api.runtime.clone()).await?;
+    let audits = audit::audit(&api.core, &context, &ids).await?;
+    let next = (ids.len() == limit).then(|| ids.last().map(ToString::to_string)).flatten();
+    Ok(Json(Paged { items: Items { audits }, next }))
+}
+
+async fn audit_one(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<audit::DeviceAudit>, Problem> {
+    let id = device_id(&id)?;
+    let context = query::over_engine(&api.core, api.runtime.clone()).await?;
+    let mut audits = audit::audit(&api.core, &context, std::slice::from_ref(&id)).await?;
+    match audits.pop() {
+        Some(audit) if !audit.epochs.is_empty() => Ok(Json(audit)),
+        _ => Err(Problem::new(StatusCode::NOT_FOUND, format!("device {id} has never been heard of"))),
+    }
+}
+
+#[derive(Serialize)]
+struct DeviceItem {
+    device: String,
+    /// Whether its actor runs.
+    awake: bool,
+    shard: u16,
+}
+
+fn describe(api: &Api, id: &DeviceId) -> DeviceItem {
+    let shard = api.core.node.shard(id);
+    DeviceItem { device: id.to_string(), awake: shard.is_awake(id), shard: shard.id.0 }
+}
+
+async fn devices(State(api): State<Api>, Query(page): Query<Page>) -> Result<impl IntoResponse, Problem> {
+    #[derive(Serialize)]
+    struct Items {
+        devices: Vec<DeviceItem>,
+    }
+    let limit = page.limit();
+    let ids = audit::known_devices(&api.core, page.after.as_deref(), limit).await?;
+    let next = (ids.len() == limit).then(|| ids.last().map(ToString::to_string)).flatten();
+    let devices = ids.iter().map(|id| describe(&api, id)).collect();
+    Ok(Json(Paged { items: Items { devices }, next }))
+}
+
+async fn device(State(api): State<Api>, Path(id): Path<String>) -> Result<impl IntoResponse, Problem> {
+    let id = device_id(&id)?;
+    let ledger = api
+        .core
+        .node
+        .ledger(&id)
+        .await
+        .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    let item = describe(&api, &id);
+    if ledger.is_empty() && !item.awake {
+        return Err(Problem::new(StatusCode::NOT_FOUND, format!("device {id} has never been heard of")));
+    }
+    let epochs: Vec<serde_json::Value> = ledger
+        .iter()
+        .map(|epoch| serde_json::json!({ "epoch": epoch.epoch.0, "cum": epoch.cum, "stored": epoch.stored, "closed": epoch.closed }))
+        .collect();
+    Ok(Json(serde_json::json!({ "device": item.device, "awake": item.awake, "shard": item.shard, "epochs": epochs })))
+}

@@ -1,0 +1,26 @@
+//! The process: wiring and lifetimes, no decision about devices or SQL.
+//!
+//! A map of the crate:
+//! - [`cli`]: the sub-commands of `weir`.
+//! - [`config`], [`limits`], [`clock`]: settings, bounds, and the only reader of the wall clock.
+//! - [`core`]: the data plane (log, state, devices, pipelines, tables) without listeners.
+//! - [`engine`]: the data plane with listeners in front of it.
+//! - [`gateway`]: MQTT. [`bus`]: live messages, the only file that knows rumqttd.
+//! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
+//! - [`project`]: the pipeline project in the data directory. [`ca`]: TLS certificates.
+//! - [`simulate`]: a fleet of real edge agents.
+
+pub mod audit;
+pub mod bus;
+pub mod ca;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod core;
+pub mod engine;
+pub mod gateway;
+pub mod http;
+pub mod limits;
+pub mod project;
+pub mod query;
+pub mod simulate;

@@ -1,0 +1,245 @@
+//! Read-only SQL over all tables, and the formats that results are printed in.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::Write;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use arrow::record_batch::RecordBatch;
+use datafusion::common::DataFusionError;
+use datafusion::execution::context::SQLOptions;
+use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use device::id::ShardId;
+use futures::StreamExt;
+use storage::table::{LiveShard, LiveTable, TableStore};
+use thiserror::Error;
+
+use crate::core::Core;
+
+/// Why a query has no result.
+#[derive(Debug, Error)]
+pub enum QueryError {
+    /// Parsing, planning or running failed; the text is DataFusion's, without its internals.
+    #[error("{0}")]
+    Query(String),
+    /// More rows than may be returned.
+    #[error("the result has more than {0} rows; add LIMIT or WHERE, or read the Parquet files")]
+    TooManyRows(usize),
+    /// It took too long.
+    #[error("the query took longer than {0:?}; narrow it by device or time")]
+    TooLong(std::time::Duration),
+    /// A result could not be written.
+    #[error("cannot write the result: {0}")]
+    Write(String),
+}
+
+impl From<DataFusionError> for QueryError {
+    fn from(error: DataFusionError) -> Self {
+        let text = error.strip_backtrace();
+        Self::Query(text)
+    }
+}
+
+impl From<ArrowError> for QueryError {
+    fn from(error: ArrowError) -> Self {
+        Self::Write(error.to_string())
+    }
+}
+
+/// Bounds of one query.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Rows at most.
+    pub rows: usize,
+    /// Time at most.
+    pub time: std::time::Duration,
+}
+
+/// A result: its columns, also when it has no rows.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// Columns.
+    pub schema: SchemaRef,
+    /// Rows.
+    pub batches: Vec<RecordBatch>,
+}
+
+/// The memory that all queries of a process share.
+pub fn runtime(bytes: u64) -> Result<Arc<RuntimeEnv>, QueryError> {
+    let pool = Arc::new(GreedyMemoryPool::new(usize::try_from(bytes).unwrap_or(usize::MAX)));
+    Ok(RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc()?)
+}
+
+fn context(runtime: Arc<RuntimeEnv>) -> SessionContext {
+    let config = SessionConfig::new().with_information_schema(true).with_target_partitions(2);
+    SessionContext::new_with_config_rt(config, runtime)
+}
+
+/// All tables of a store, files only.
+pub async fn over_files(store: &TableStore, runtime: Arc<RuntimeEnv>) -> Result<SessionContext, QueryError> {
+    let context = context(runtime);
+    store.register_all(&context, HashMap::new()).await.map_err(|e| QueryError::Query(e.to_string()))?;
+    Ok(context)
+}
+
+/// All tables of a running engine: files and the rows that are newer than the last of them.
+pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<SessionContext, QueryError> {
+    let context = context(runtime);
+    // The rows first, then the files: a cut in between shows its rows once.
+    let views: Vec<_> = core.statuses.iter().map(|status| status.live.view()).collect();
+    let specs = pipelines::output::table_specs(&core.project, &core.catalog);
+    let names: BTreeSet<&String> = specs.keys().chain(views.iter().flat_map(|view| view.tables.keys())).collect();
+    let mut live = HashMap::new();
+    for table in names {
+        let shards = views
+            .iter()
+            .enumerate()
+            .map(|(shard, view)| LiveShard {
+                shard: ShardId(shard as u16),
+                files_upto: view.files_upto,
+                batches: view.tables.get(table).cloned().unwrap_or_default(),
+            })
+            .collect();
+        let spec = specs.get(table);
+        let rows = LiveTable {
+            schema: spec.map(|spec| spec.schema.clone()),
+            time_column: spec.map(|spec| spec.time_column.clone()),
+            shards,
+        };
+        live.insert(table.clone(), rows);
+    }
+    core.tables.register_all(&context, live).await.map_err(|e| QueryError::Query(e.to_string()))?;
+    Ok(context)
+}
+
+/// Runs one read-only statement.
+pub async fn run(context: &SessionContext, sql: &str, bounds: Bounds) -> Result<Table, QueryError> {
+    let work = async {
+        let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let frame = context.sql_with_options(sql, options).await?;
+        let schema = Arc::new(frame.schema().as_arrow().clone());
+        let mut stream = frame.execute_stream().await?;
+        let mut batches = Vec::new();
+        let mut rows = 0;
+        while let Some(batch) = stream.next().await {
+            let batch = batch?;
+            rows += batch.num_rows();
+            if rows > bounds.rows {
+                return Err(QueryError::TooManyRows(bounds.rows));
+            }
+            batches.push(batch);
+        }
+        Ok(Table { schema, batches })
+    };
+    match tokio::time::timeout(bounds.time, work).await {
+        Ok(result) => result,
+        Err(_) => Err(QueryError::TooLong(bounds.time)),
+    }
+}
+
+/// How a result is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Lines and columns for people.
+    Table,
+    /// Comma-separated values with a header.
+    Csv,
+    /// One JSON array of objects.
+    Json,
+    /// A Parquet file.
+    Parquet,
+    /// An Arrow IPC stream.
+    #[value(skip)]
+    Arrow,
+}
+
+impl Format {
+    /// The media type of the format.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Table => "text/plain; charset=utf-8",
+            Self::Csv => "text/csv; charset=utf-8",
+            Self::Json => "application/json",
+            Self::Parquet => "application/vnd.apache.parquet",
+            Self::Arrow => "application/vnd.apache.arrow.stream",
+        }
+    }
+
+    /// The format that an `Accept` header asks for; JSON if it names none of ours.
+    pub fn accepted(header: Option<&str>) -> Self {
+        let header = header.unwrap_or_default();
+        let known = [
+            ("application/vnd.apache.arrow.stream", Self::Arrow),
+            ("text/csv", Self::Csv),
+            ("application/vnd.apache.parquet", Self::Parquet),
+            ("text/plain", Self::Table),
+        ];
+        known.iter().find(|(media, _)| header.contains(media)).map_or(Self::Json, |(_, format)| *format)
+    }
+}
+
+/// Writes a result.
+pub fn write(table: &Table, format: Format, out: &mut (impl Write + Send)) -> Result<(), QueryError> {
+    let io = |e: std::io::Error| QueryError::Write(e.to_string());
+    match format {
+        Format::Table => {
+            let text = if table.batches.iter().all(|batch| batch.num_rows() == 0) {
+                let empty = RecordBatch::new_empty(table.schema.clone());
+                arrow::util::pretty::pretty_format_batches(&[empty])?.to_string()
+            } else {
+                arrow::util::pretty::pretty_format_batches(&table.batches)?.to_string()
+            };
+            writeln!(out, "{text}").map_err(io)
+        }
+        Format::Csv => {
+            let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(&mut *out);
+            if table.batches.is_empty() {
+                writer.write(&RecordBatch::new_empty(table.schema.clone()))?;
+            }
+            for batch in &table.batches {
+                writer.write(batch)?;
+            }
+            Ok(())
+        }
+        Format::Json => {
+            let mut writer = arrow::json::WriterBuilder::new()
+                .with_explicit_nulls(true)
+                .build::<_, arrow::json::writer::JsonArray>(&mut *out);
+            for batch in &table.batches {
+                writer.write(batch)?;
+            }
+            writer.finish()?;
+            drop(writer);
+            writeln!(out).map_err(io)
+        }
+        Format::Parquet => {
+            let parquet = |e: parquet::errors::ParquetError| QueryError::Write(e.to_string());
+            let mut writer =
+                parquet::arrow::ArrowWriter::try_new(&mut *out, table.schema.clone(), None).map_err(parquet)?;
+            for batch in &table.batches {
+                writer.write(batch).map_err(parquet)?;
+            }
+            writer.close().map_err(parquet)?;
+            Ok(())
+        }
+        Format::Arrow => {
+            let mut writer = arrow::ipc::writer::StreamWriter::try_new(&mut *out, &table.schema)?;
+            for batch in &table.batches {
+                writer.write(batch)?;
+            }
+            writer.finish()?;
+            Ok(())
+        }
+    }
+}
+
+/// Reads an Arrow IPC stream back.
+pub fn read_arrow(bytes: &[u8]) -> Result<Table, QueryError> {
+    let reader = arrow::ipc::reader::StreamReader::try_new(std::io::Cursor::new(bytes), None)?;
+    let schema = reader.schema();
+    let batches = reader.collect::<Result<Vec<_>, _>>()?;
+    Ok(Table { schema, batches })
+}
