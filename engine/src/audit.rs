@@ -5,14 +5,20 @@
 //! number that stands in two rows is double.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{Array, Int64Array, StringArray};
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::SessionContext;
 use device::id::DeviceId;
 use serde::{Deserialize, Serialize};
 
 use crate::core::Core;
 use crate::query::{self, Bounds, QueryError};
+
+/// How long the tables may take to catch up with the log before an audit gives up.
+const CATCH_UP: Duration = Duration::from_secs(30);
 
 /// What became of the numbers of one epoch.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -59,11 +65,23 @@ struct Counted {
 }
 
 /// Audits some devices.
-pub async fn audit(core: &Core, context: &SessionContext, devices: &[DeviceId]) -> Result<Vec<DeviceAudit>, QueryError> {
-    let counted = count(core, context, devices).await?;
-    let mut audits = Vec::with_capacity(devices.len());
+///
+/// The states are asked first and the tables counted once they have caught up: what a device sends meanwhile can
+/// only add rows, so nothing looks missing because it is new.
+pub async fn audit(
+    core: &Core,
+    runtime: Arc<RuntimeEnv>,
+    devices: &[DeviceId],
+) -> Result<Vec<DeviceAudit>, QueryError> {
+    let mut ledgers = Vec::with_capacity(devices.len());
     for device in devices {
-        let ledger = core.node.ledger(device).await.map_err(|e| QueryError::Query(e.to_string()))?;
+        ledgers.push(core.node.ledger(device).await.map_err(|e| QueryError::Query(e.to_string()))?);
+    }
+    core.caught_up(CATCH_UP).await.map_err(|e| QueryError::Query(e.to_string()))?;
+    let context = query::over_engine(core, runtime).await?;
+    let counted = count(core, &context, devices).await?;
+    let mut audits = Vec::with_capacity(devices.len());
+    for (device, ledger) in devices.iter().zip(ledgers) {
         let mut found = counted.get(device.as_str()).cloned().unwrap_or_default();
         let mut epochs = Vec::new();
         for epoch in ledger {
@@ -132,7 +150,7 @@ async fn count(
          GROUP BY device, epoch",
         sources.join(" UNION ALL ")
     );
-    let bounds = Bounds { rows: usize::MAX, time: std::time::Duration::from_secs(600) };
+    let bounds = Bounds { rows: usize::MAX, time: Duration::from_secs(600) };
     let table = query::run(context, &sql, bounds).await?;
     let mut counted: BTreeMap<String, BTreeMap<i64, Counted>> = BTreeMap::new();
     for batch in &table.batches {

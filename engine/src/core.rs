@@ -24,8 +24,7 @@ use serde::{Deserialize, Serialize};
 use sql::Project;
 use storage::layout;
 use storage::lock::DataLock;
-use storage::log::ShardLog;
-use storage::log::raft::{RaftLog, RaftLogOptions};
+use storage::log::{RaftLog, RaftLogOptions, ShardLog};
 use storage::state::StateStore;
 use storage::store::Store;
 use storage::table::TableStore;
@@ -203,6 +202,21 @@ impl Core {
             barriers.push(barrier);
         }
         Ok(barriers)
+    }
+
+    /// Waits until queries see everything that is durable now.
+    pub async fn caught_up(&self, patience: Duration) -> Result<(), CoreError> {
+        let waiting = async {
+            for (shard, status) in self.node.shards().iter().zip(&self.statuses) {
+                let durable = shard.committer.durable().0;
+                while status.position.load(Ordering::Acquire) < durable {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        };
+        tokio::time::timeout(patience, waiting).await.map_err(|_| {
+            CoreError::Other(format!("the tables have not caught up with the log within {patience:?}; try again later"))
+        })
     }
 
     /// States of devices straight from the store, by name, behind `after`.

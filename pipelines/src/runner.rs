@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
@@ -47,6 +47,9 @@ const READ_BYTES: usize = 8 << 20;
 
 /// How long a batch below [`BATCH_ROWS`] waits for more, so that queries see new rows soon.
 const LINGER: Duration = Duration::from_millis(200);
+
+/// How long to sleep when there is nothing to make visible; a record ends it.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// Why a shard's consumer had to stop. The process stops with it: behind this point nothing would be true.
 #[derive(Debug, Error)]
@@ -121,7 +124,7 @@ pub struct Status {
     pub live: LiveTables,
     /// The last barrier whose files are visible.
     pub cut: watch::Sender<Barrier>,
-    /// Position up to which everything is in tables or windows.
+    /// Position up to which everything is in tables or windows, and queries see it.
     pub position: AtomicU64,
     /// False while the store refuses writes.
     pub healthy: AtomicBool,
@@ -287,11 +290,20 @@ impl Runner {
 
     /// Takes records until their sender is gone.
     pub fn run(&mut self, records: &Receiver<Durable>) -> Result<(), RunnerError> {
+        // Since when rows wait to be seen. It decides when they become visible, never what they are.
+        let mut waiting: Option<Instant> = None;
         loop {
-            match records.recv_timeout(LINGER) {
+            let patience = waiting.map_or(IDLE, |since| LINGER.saturating_sub(since.elapsed()));
+            match records.recv_timeout(patience) {
                 Ok(durable) => self.take(durable.position, &durable.record)?,
-                Err(RecvTimeoutError::Timeout) => self.gather()?,
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.gather(),
+            }
+            if self.rows.rows() == 0 {
+                waiting = None;
+            } else if waiting.get_or_insert_with(Instant::now).elapsed() >= LINGER {
+                self.gather()?;
+                waiting = None;
             }
         }
     }
@@ -304,7 +316,7 @@ impl Runner {
                     self.rows.push(entry).map_err(|e| RunnerError::Rows(e.to_string()))?;
                 }
                 self.position = position;
-                if self.rows.rows() >= BATCH_ROWS {
+                if self.rows.rows() == 0 || self.rows.rows() >= BATCH_ROWS {
                     self.gather()?;
                 }
             }
@@ -312,15 +324,16 @@ impl Runner {
                 self.gather()?;
                 self.position = position;
                 self.barrier(position, record.time, *barrier, *cut)?;
+                self.seen();
             }
         }
-        self.parts.status.position.store(position.0, Ordering::Release);
         Ok(())
     }
 
     /// Turns what has been pushed into batches and hands them on.
     fn gather(&mut self) -> Result<(), RunnerError> {
         if self.rows.rows() == 0 {
+            self.seen();
             return Ok(());
         }
         let batches = self.rows.finish().map_err(|e| RunnerError::Rows(e.to_string()))?;
@@ -340,7 +353,13 @@ impl Runner {
                 self.raw.entry(table.to_string()).or_default().push(batch);
             }
         }
+        self.seen();
         Ok(())
+    }
+
+    /// Everything up to the current position can be seen by queries.
+    fn seen(&self) {
+        self.parts.status.position.store(self.position.0, Ordering::Release);
     }
 
     fn barrier(

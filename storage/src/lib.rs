@@ -6,6 +6,7 @@
 //! - [`log`]: one ordered, durable log per shard, on the local disk or in memory. The only input of everything else.
 //! - [`schema`], [`rows`]: entries of the log to rows, as Arrow batches.
 //! - [`state`]: device snapshots, pipeline states and the outbox at checkpoints. A cache of a prefix of the log.
+//! - [`durable`]: a record that stands in the log, as it is handed on.
 //! - [`parquet`]: rows of a cut to files; [`columns`]: one table's columns over time.
 //! - [`table`]: files and newest rows as DataFusion tables.
 //!
@@ -13,6 +14,7 @@
 //! to commit, checkpoint or cut (their callers decide), what an entry means for a device, and any clock.
 
 pub mod columns;
+pub mod durable;
 pub mod layout;
 pub mod lock;
 pub mod log;

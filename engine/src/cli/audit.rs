@@ -100,11 +100,9 @@ async fn local(data: PathBuf, device: Option<DeviceId>) -> Result<Vec<DeviceAudi
 
 /// Audits one device or all of them.
 pub(super) async fn audit_core(core: &Core, device: Option<DeviceId>) -> Result<Vec<DeviceAudit>, Exit> {
-    core.flush().await.map_err(Exit::failed)?;
     let runtime = query::runtime(crate::limits::QUERY_MEMORY).map_err(Exit::failed)?;
-    let context = query::over_engine(core, runtime).await.map_err(Exit::failed)?;
     if let Some(device) = device {
-        return audit::audit(core, &context, &[device]).await.map_err(Exit::failed);
+        return audit::audit(core, runtime, &[device]).await.map_err(Exit::failed);
     }
     let mut audits: Vec<DeviceAudit> = Vec::new();
     loop {
@@ -113,6 +111,6 @@ pub(super) async fn audit_core(core: &Core, device: Option<DeviceId>) -> Result<
         if ids.is_empty() {
             return Ok(audits);
         }
-        audits.extend(audit::audit(core, &context, &ids).await.map_err(Exit::failed)?);
+        audits.extend(audit::audit(core, runtime.clone(), &ids).await.map_err(Exit::failed)?);
     }
 }

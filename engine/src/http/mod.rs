@@ -164,16 +164,14 @@ async fn audit_all(State(api): State<Api>, Query(page): Query<Page>) -> Result<i
     }
     let limit = page.limit();
     let ids = audit::known_devices(&api.core, page.after.as_deref(), limit).await?;
-    let context = query::over_engine(&api.core, api.runtime.clone()).await?;
-    let audits = audit::audit(&api.core, &context, &ids).await?;
+    let audits = audit::audit(&api.core, api.runtime.clone(), &ids).await?;
     let next = (ids.len() == limit).then(|| ids.last().map(ToString::to_string)).flatten();
     Ok(Json(Paged { items: Items { audits }, next }))
 }
 
 async fn audit_one(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<audit::DeviceAudit>, Problem> {
     let id = device_id(&id)?;
-    let context = query::over_engine(&api.core, api.runtime.clone()).await?;
-    let mut audits = audit::audit(&api.core, &context, std::slice::from_ref(&id)).await?;
+    let mut audits = audit::audit(&api.core, api.runtime.clone(), std::slice::from_ref(&id)).await?;
     match audits.pop() {
         Some(audit) if !audit.epochs.is_empty() => Ok(Json(audit)),
         _ => Err(Problem::new(StatusCode::NOT_FOUND, format!("device {id} has never been heard of"))),

@@ -14,8 +14,6 @@ use arrow::datatypes::{Field, Float32Type, Float64Type, Int64Type, UInt64Type};
 use arrow::error::ArrowError;
 use device::schema::{FieldType, Value};
 
-use crate::schema::data_type;
-
 /// Which rows have a value.
 struct Valid(BooleanBufferBuilder);
 
@@ -277,6 +275,7 @@ impl Column {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::data_type;
     use arrow::array::{Array, AsArray};
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
-use datafusion::parquet::arrow::async_reader::{AsyncFileReader, ParquetObjectReader};
+use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use datafusion::parquet::arrow::parquet_to_arrow_schema;
 use datafusion::parquet::file::metadata::ParquetMetaData;
 use futures::{StreamExt, TryStreamExt};
@@ -88,21 +88,19 @@ impl Facts {
 
     /// The facts of `files`, the newest file last.
     pub(super) async fn of(&self, table: &str, files: &[TableFile]) -> Result<Vec<Arc<Fact>>, TableError> {
-        let mut order: Vec<&TableFile> = files.iter().collect();
+        let mut order = files.to_vec();
         order.sort_by_key(|file| (file.partition, file.name.to, file.name.shard));
         futures::stream::iter(order).map(|file| self.one(table, file)).buffered(READERS).try_collect().await
     }
 
-    async fn one(&self, table: &str, file: &TableFile) -> Result<Arc<Fact>, TableError> {
+    async fn one(&self, table: &str, file: TableFile) -> Result<Arc<Fact>, TableError> {
         if let Some(known) = self.known.lock().get(&file.meta.location) {
             return Ok(known.clone());
         }
         let failed =
             |error: &dyn std::fmt::Display| TableError::File { path: file.path(table), reason: error.to_string() };
-        let mut reader = ParquetObjectReader::new(self.reading.clone(), file.meta.location.clone())
-            .with_file_size(file.meta.size)
-            .with_footer_size_hint(64 << 10);
-        let metadata = reader.get_metadata(None).await.map_err(|error| failed(&error))?;
+        let footer = DFParquetMetadata::new(&*self.reading, &file.meta).with_metadata_size_hint(Some(64 << 10));
+        let metadata = footer.fetch_metadata().await.map_err(|error| failed(&error))?;
         let fact = Arc::new(fact(&metadata).map_err(|error| failed(&error))?);
         let mut known = self.known.lock();
         if known.len() >= REMEMBERED {

@@ -86,7 +86,9 @@ impl FilesAndLive {
         state.runtime_env().register_object_store(url.as_ref(), self.store.reading());
         let options =
             TableParquetOptions { global: state.config_options().execution.parquet.clone(), ..Default::default() };
-        let columns = TableSchema::new(self.file_columns.clone(), self.partition_columns.clone());
+        let columns = TableSchema::builder(self.file_columns.clone())
+            .with_table_partition_cols(self.partition_columns.clone())
+            .build();
         let mut source = ParquetSource::new(columns).with_table_parquet_options(options);
         if let Some(predicate) = predicate {
             source = source.with_predicate(predicate);

@@ -7,7 +7,7 @@ use arrow::array::{ArrayRef, BooleanArray, Date32Array, Int32Array, TimestampNan
 use arrow::datatypes::SchemaRef;
 use datafusion::common::pruning::PruningStatistics;
 use datafusion::common::{Column, ScalarValue};
-use datafusion::physical_optimizer::pruning::PruningPredicate;
+use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::PhysicalExpr;
 
 use super::files::TableFile;
@@ -23,7 +23,8 @@ pub(super) fn prune<'a>(
     let all = || files.iter().collect();
     let Some(predicate) = predicate else { return all() };
     // A filter that says nothing about partitions is no error; neither is one that cannot be turned into bounds.
-    let Ok(pruning) = PruningPredicate::try_new(predicate.clone(), schema.clone()) else { return all() };
+    let builder = PruningPredicateBuilder::new().with_file_schema(schema.clone());
+    let Ok(pruning) = builder.try_build(predicate.clone()) else { return all() };
     match pruning.prune(&Folders { files, time_column }) {
         Ok(keep) => files.iter().zip(keep).filter_map(|(file, keep)| keep.then_some(file)).collect(),
         Err(_) => all(),
