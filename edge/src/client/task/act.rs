@@ -128,6 +128,10 @@ impl Task {
         if attempt > 1 && self.link.as_ref().is_some_and(|link| link.queued() > MAX_QUEUED) {
             return;
         }
+        if attempt > 1 {
+            // Disorder on purpose ends here: held back for longer, frames would be lost on purpose.
+            self.disorder = 0;
+        }
         let stamp = self.stamp();
         let Some(outbox) = &mut self.outbox else { return };
         let count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
@@ -150,23 +154,17 @@ impl Task {
 
     fn publish_frame(&mut self, frame: &[u8]) {
         let Some(link) = &mut self.link else { return };
-        if self.disorder > 0 {
-            self.held_back.push(frame.to_vec());
-            if self.held_back.len() < self.disorder as usize {
-                return;
-            }
-            self.disorder = 0;
+        self.held_back.push(frame.to_vec());
+        if self.held_back.len() < self.disorder as usize {
+            return;
         }
-        let mut frames: Vec<Vec<u8>> = self.held_back.drain(..).rev().collect();
-        if frames.is_empty() {
-            frames.push(frame.to_vec());
-        }
-        for frame in &frames {
+        self.disorder = 0;
+        for frame in self.held_back.drain(..).rev() {
             let copies = if self.twice > 0 { 2 } else { 1 };
             self.twice = self.twice.saturating_sub(1);
             for _ in 0..copies {
                 self.shared.sent_frames.fetch_add(1, Ordering::Relaxed);
-                if let Err(error) = link.publish(&telemetry(&self.topics.telemetry, frame)) {
+                if let Err(error) = link.publish(&telemetry(&self.topics.telemetry, &frame)) {
                     tracing::warn!(device = %self.config.device, %error, "cannot send a frame");
                 }
             }
