@@ -1,6 +1,6 @@
 """Compares what stands in Parquet with the truth of the generator, through DuckDB.
 
-    verify.py DATA TRUTH [--lateness 10] [--slack 2]
+    verify.py DATA TRUTH [--lateness 40] [--slack 2]
 
 DATA is the engine's data directory, TRUTH the folder that `load truth` wrote. Checked are: every record exactly once
 per (device, epoch, seq); the sums of all columns; every row of the sampled devices bit for bit; every window that
@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests")
 from weir import duck, files, has  # noqa: E402
 
 
-def verify(data, truth, pipeline="j1_1m", lateness=10.0, slack=2.0):
+def verify(data, truth, pipeline="j1_1m", lateness=40.0, slack=2.0):
     """A dict of figures; `ok` says whether all is as it must be, `problems` what is not."""
     truth = pathlib.Path(truth)
     totals = json.loads((truth / "totals.json").read_text())
@@ -103,7 +103,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("truth")
-    parser.add_argument("--lateness", type=float, default=10.0)
+    parser.add_argument("--lateness", type=float, default=40.0)
     parser.add_argument("--slack", type=float, default=2.0)
     o = parser.parse_args()
     result = verify(o.data, o.truth, lateness=o.lateness, slack=o.slack)

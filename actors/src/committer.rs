@@ -194,7 +194,7 @@ impl Committer {
             fresh: start.uncut,
             uncut: start.uncut,
             cut_hour: start.time.0.div_euclid(HOUR),
-            last_size: 0,
+            buffer: Vec::new(),
         };
         loop {
             let taken = self.take(&mut state, work);
@@ -285,9 +285,9 @@ impl Committer {
 
     /// Appends until it succeeds. False: told to stop while the log was away.
     fn append(&self, position: Position, record: &LogRecord, state: &mut Thread, work: &Work) -> bool {
-        let mut buffer = Vec::with_capacity(state.last_size + state.last_size / 4 + 256);
+        let mut buffer = std::mem::take(&mut state.buffer);
+        buffer.clear();
         record.encode(&mut buffer);
-        state.last_size = buffer.len();
         let bytes = Bytes::from(buffer);
         let mut pause = Duration::from_millis(50);
         loop {
@@ -319,10 +319,18 @@ impl Committer {
         }
         add(&work.metrics.log_bytes, bytes.len() as u64);
         state.bytes_since_cut += bytes.len() as u64;
+        // The log keeps none of it, so this is the same memory again; a copy would be right, too.
+        state.buffer = Vec::from(bytes);
+        if state.buffer.capacity() > LARGEST_BUFFER {
+            state.buffer = Vec::new();
+        }
         self.durable.store(position.0, Ordering::Release);
         true
     }
 }
+
+/// A commit after a long flood must not keep its buffer for ever.
+const LARGEST_BUFFER: usize = 8 << 20;
 
 /// One hour in nanoseconds: files are cut when a partition ends.
 const HOUR: i64 = 3600 * device::time::SECOND;
@@ -347,8 +355,8 @@ struct Thread {
     /// Something was committed since the last cut.
     uncut: bool,
     cut_hour: i64,
-    /// Bytes of the last record: a good guess for the next one's buffer.
-    last_size: usize,
+    /// Where records are encoded.
+    buffer: Vec<u8>,
 }
 
 impl Thread {

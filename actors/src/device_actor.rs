@@ -72,11 +72,7 @@ impl Actor for DeviceActor {
     type State = State;
     type Arguments = Start;
 
-    async fn pre_start(
-        &self,
-        _myself: ActorRef<DeviceMessage>,
-        start: Start,
-    ) -> Result<State, ActorProcessingErr> {
+    async fn pre_start(&self, _myself: ActorRef<DeviceMessage>, start: Start) -> Result<State, ActorProcessingErr> {
         // The supervisor waits for this; loading waits for the store and comes in `post_start`.
         Ok(State {
             device: Device::new(start.handle.id().clone()),
@@ -118,7 +114,8 @@ impl Actor for DeviceActor {
             }
             DeviceMessage::Passivate => {
                 state.settle();
-                if state.staged.is_empty() && state.device.is_quiet() && state.shard.park(&state.handle, &state.device) {
+                if state.staged.is_empty() && state.device.is_quiet() && state.shard.park(&state.handle, &state.device)
+                {
                     myself.stop(None);
                 }
             }
@@ -135,10 +132,6 @@ impl State {
     fn work(&mut self, myself: &ActorRef<DeviceMessage>) -> Result<(), ActorProcessingErr> {
         let mut taken = std::mem::take(&mut self.taken);
         self.handle.take(TURN, &mut taken);
-        if taken.is_empty() {
-            self.taken = taken;
-            return Ok(());
-        }
         self.settle();
         let mut failed = None;
         for message in taken.drain(..) {
@@ -156,7 +149,10 @@ impl State {
         if self.device.owes() || self.staged.iter().any(|(_, entries)| entries.iter().any(wants_ack)) {
             self.shard.attend(&self.handle);
         }
-        // Look again: either there is more, or this marks the inbox idle.
+        if self.handle.rest() {
+            return Ok(());
+        }
+        // Others have their turn first.
         myself.send_message(DeviceMessage::Work).map_err(|e| ActorProcessingErr::from(e.to_string()))
     }
 
@@ -198,9 +194,8 @@ impl State {
         };
         let shard = self.shard.clone();
         let device = &mut self.device;
-        let verdict = catch_unwind(AssertUnwindSafe(|| {
-            device.admit(message, &shard.catalog, &mut || (shard.random)())
-        }));
+        let verdict =
+            catch_unwind(AssertUnwindSafe(|| device.admit(message, &shard.catalog, &mut || (shard.random)())));
         let Ok(verdict) = verdict else {
             // The payload is kept so that the same bytes cannot fail the device for ever; the actor goes, and its
             // successor starts from what is durable.

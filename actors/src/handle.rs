@@ -80,17 +80,24 @@ impl DeviceHandle {
         }
     }
 
-    /// Takes up to `most` messages. When there is none left the actor counts as idle.
+    /// Takes up to `most` messages; [`DeviceHandle::rest`] has to follow when they are done.
     pub(crate) fn take(&self, most: usize, into: &mut Vec<Inbound>) {
         let mut inbox = self.inbox.lock();
         let n = inbox.queue.len().min(most);
         into.extend(inbox.queue.drain(..n));
-        if n == 0 {
-            inbox.scheduled = false;
-            if inbox.queue.capacity() > 64 {
-                inbox.queue.shrink_to(4);
-            }
+    }
+
+    /// What was taken is done. False: more has come; else the actor counts as idle until it is woken.
+    pub(crate) fn rest(&self) -> bool {
+        let mut inbox = self.inbox.lock();
+        if !inbox.queue.is_empty() {
+            return false;
         }
+        inbox.scheduled = false;
+        if inbox.queue.capacity() > 64 {
+            inbox.queue.shrink_to(4);
+        }
+        true
     }
 
     /// An actor serves this inbox from now on; it is told to look into it.

@@ -249,10 +249,8 @@ impl Shard {
             None => self.state.device(id).await?,
         };
         let Some(snapshot) = snapshot else { return Ok(Device::new(id.clone())) };
-        Device::restore(id.clone(), &snapshot).map_err(|error| ShardError::Decode {
-            what: format!("the state of device {id}"),
-            error: error.to_string(),
-        })
+        Device::restore(id.clone(), &snapshot)
+            .map_err(|error| ShardError::Decode { what: format!("the state of device {id}"), error: error.to_string() })
     }
 
     /// Applies what the log holds of one device behind the last checkpoint.

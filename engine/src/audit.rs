@@ -132,7 +132,8 @@ async fn count(
     if devices.len() <= 100 {
         // Device ids hold no quote, so they can stand in SQL as they are.
         let names: Vec<String> = devices.iter().map(|device| format!("'{device}'")).collect();
-        filter = if names.is_empty() { "WHERE false".into() } else { format!("WHERE device IN ({})", names.join(", ")) };
+        filter =
+            if names.is_empty() { "WHERE false".into() } else { format!("WHERE device IN ({})", names.join(", ")) };
     }
     let mut sources: Vec<String> = core
         .catalog
@@ -174,8 +175,7 @@ async fn count(
 
 /// All devices that the engine knows, by name, behind `after`.
 pub async fn known_devices(core: &Core, after: Option<&str>, limit: usize) -> Result<Vec<DeviceId>, QueryError> {
-    let mut ids =
-        core.stored_devices(after, limit).await.map_err(|e| QueryError::Query(e.to_string()))?;
+    let mut ids = core.stored_devices(after, limit).await.map_err(|e| QueryError::Query(e.to_string()))?;
     for shard in core.node.shards() {
         ids.extend(shard.known());
     }

@@ -141,11 +141,7 @@ pub struct DurabilityConfig {
 
 impl Default for DurabilityConfig {
     fn default() -> Self {
-        Self {
-            checkpoint_every: Duration::from_secs(15),
-            cut_every: Duration::from_secs(300),
-            cut_bytes: 128 << 20,
-        }
+        Self { checkpoint_every: Duration::from_secs(15), cut_every: Duration::from_secs(300), cut_bytes: 128 << 20 }
     }
 }
 

@@ -153,7 +153,18 @@ impl Core {
         for (at, state) in states.iter().enumerate() {
             let id = ShardId(at as u16);
             let (shard, runner, end, status) = opener.shard(id, state, &project, &catalog, &metrics).await?;
-            threads.extend(spawn(&shard, runner, end, &project, config, &log, &clock, &metrics, &fatal_sender, &status));
+            threads.extend(spawn(
+                &shard,
+                runner,
+                end,
+                &project,
+                config,
+                &log,
+                &clock,
+                &metrics,
+                &fatal_sender,
+                &status,
+            ));
             opened.push(shard);
             statuses.push(status);
             recovered.push(end);
@@ -420,9 +431,7 @@ fn spawn(
     };
     let committing = shard.clone();
     let spawned = [
-        std::thread::Builder::new()
-            .name(format!("commit-{id}"))
-            .spawn(move || committing.committer.run(start, &work)),
+        std::thread::Builder::new().name(format!("commit-{id}")).spawn(move || committing.committer.run(start, &work)),
         {
             let fatal = fatal.clone();
             let status = status.clone();

@@ -36,17 +36,14 @@ impl Engine {
         };
         // Bound first, served last: an address in use is found before a long recovery.
         let http_listener = match config.http.listen {
-            Some(address) => {
-                Some(http::bind(address).await.map_err(|e| listen("HTTP", address, e.to_string()))?)
-            }
+            Some(address) => Some(http::bind(address).await.map_err(|e| listen("HTTP", address, e.to_string()))?),
             None => None,
         };
         let tls = match config.mqtt.tls {
             Some(address) => {
                 let files = match (&config.mqtt.tls_cert, &config.mqtt.tls_key) {
                     (Some(cert), Some(key)) => ca::Files { cert: cert.clone(), key: key.clone() },
-                    _ => ca::development(&config.store.data.join("ca"))
-                        .map_err(|e| CoreError::Other(e.to_string()))?,
+                    _ => ca::development(&config.store.data.join("ca")).map_err(|e| CoreError::Other(e.to_string()))?,
                 };
                 Some((address, ca::server_config(&files).map_err(|e| CoreError::Other(e.to_string()))?))
             }
@@ -72,8 +69,7 @@ impl Engine {
                 listeners.push(("http", address));
                 let api = Api {
                     core: core.clone(),
-                    runtime: query::runtime(config.limits.query_memory)
-                        .map_err(|e| CoreError::Other(e.to_string()))?,
+                    runtime: query::runtime(config.limits.query_memory).map_err(|e| CoreError::Other(e.to_string()))?,
                     bounds: Bounds { rows: config.limits.query_rows, time: config.limits.query_time },
                     gateway: gateway.metrics(),
                 };

@@ -155,8 +155,7 @@ fn device_batch(devices: &[Option<Entry>]) -> Result<RecordBatch, ArrowError> {
     let number = |get: fn(&Entry) -> i64| -> Int64Array { devices.iter().map(|e| e.as_ref().map(get)).collect() };
     let names: StringArray = devices.iter().map(|e| e.as_ref().map(|e| &*e.name)).collect();
     let field = |name: &str| Field::new(name, DataType::Int64, true);
-    let fields =
-        vec![Field::new("name", DataType::Utf8, true), field("newest"), field("heard"), field("frontier")];
+    let fields = vec![Field::new("name", DataType::Utf8, true), field("newest"), field("heard"), field("frontier")];
     RecordBatch::try_new(
         Arc::new(Schema::new(fields)),
         vec![

@@ -13,7 +13,9 @@ pub enum PipelineError {
         what: String,
     },
     /// The rows are not those that the plan was made for.
-    #[error("the source's column {column} is {found}, the pipeline was planned with {expected}; load the project again")]
+    #[error(
+        "the source's column {column} is {found}, the pipeline was planned with {expected}; load the project again"
+    )]
     Source {
         /// The column.
         column: String,

@@ -78,12 +78,7 @@ impl Operator {
     }
 
     /// Aggregates rows; those whose window is closed for their device are counted in `late` instead.
-    pub(crate) fn update(
-        &mut self,
-        input: &Input,
-        marks: &Watermarks,
-        late: &mut Late,
-    ) -> Result<(), DataFusionError> {
+    pub(crate) fn update(&mut self, input: &Input, marks: &Watermarks, late: &mut Late) -> Result<(), DataFusionError> {
         let starts = input.windows.values();
         let (Some(first), Some(last)) = (starts.iter().min().copied(), starts.iter().max().copied()) else {
             return Ok(());

@@ -128,9 +128,7 @@ pub(crate) fn late_batch(rows: &[(String, LateRow)], now: Timestamp) -> Result<R
             Arc::new(times(|row| row.window_end)),
             Arc::new(StringArray::from_iter_values(rows.iter().map(|(_, row)| &row.reason))),
             Arc::new(UInt64Array::from_iter_values(rows.iter().map(|(_, row)| row.records))),
-            Arc::new(
-                TimestampNanosecondArray::from_iter_values(rows.iter().map(|_| now.0)).with_timezone("UTC"),
-            ),
+            Arc::new(TimestampNanosecondArray::from_iter_values(rows.iter().map(|_| now.0)).with_timezone("UTC")),
         ],
     )
 }

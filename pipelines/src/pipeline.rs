@@ -289,7 +289,8 @@ impl Pipeline {
         let mut fields = Vec::with_capacity(columns.len() + 2);
         let mut arrays = Vec::with_capacity(columns.len() + 2);
         for index in columns {
-            let expected = self.source.fields().get(*index).ok_or_else(|| PipelineError::unsupported("a new column"))?;
+            let expected =
+                self.source.fields().get(*index).ok_or_else(|| PipelineError::unsupported("a new column"))?;
             arrays.push(Arc::clone(column(batch, expected.name(), expected.data_type())?));
             fields.push(Arc::clone(expected));
         }
@@ -446,8 +447,10 @@ fn finish(
     named.dedup();
     named.sort_unstable_by_key(|(_, name)| *name);
     let ranks: datafusion::common::HashMap<u32, u32> = (0..).zip(&named).map(|(rank, (id, _))| (*id, rank)).collect();
-    let mut order: Vec<(u32, i64, u32)> =
-        (0..).zip(ids.iter().zip(starts)).map(|(row, (id, s))| (ranks.get(id).copied().unwrap_or(0), *s, row)).collect();
+    let mut order: Vec<(u32, i64, u32)> = (0..)
+        .zip(ids.iter().zip(starts))
+        .map(|(row, (id, s))| (ranks.get(id).copied().unwrap_or(0), *s, row))
+        .collect();
     order.sort_unstable();
     let groups = compute::take_record_batch(&groups, &UInt32Array::from_iter_values(order.iter().map(|o| o.2)))?;
 

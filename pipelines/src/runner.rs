@@ -337,12 +337,17 @@ impl Runner {
     pub fn take(&mut self, position: Position, record: &LogRecord) -> Result<(), RunnerError> {
         match &record.body {
             LogBody::Batch(entries) => {
+                // Checkpoints and cuts stand at barriers, where everything is gathered: what waits from earlier
+                // records lies on the same side of them as this one.
+                self.position = position;
                 for entry in entries {
                     self.rows.push(entry).map_err(|e| RunnerError::Rows(e.to_string()))?;
+                    if self.rows.rows() >= BATCH_ROWS {
+                        self.hand_on()?;
+                    }
                 }
-                self.position = position;
-                if self.rows.rows() == 0 || self.rows.rows() >= BATCH_ROWS {
-                    self.gather()?;
+                if self.rows.rows() == 0 {
+                    self.seen();
                 }
             }
             LogBody::Barrier { barrier, cut, .. } => {
@@ -357,10 +362,14 @@ impl Runner {
 
     /// Turns what has been pushed into batches and hands them on.
     fn gather(&mut self) -> Result<(), RunnerError> {
-        if self.rows.rows() == 0 {
-            self.seen();
-            return Ok(());
+        if self.rows.rows() > 0 {
+            self.hand_on()?;
         }
+        self.seen();
+        Ok(())
+    }
+
+    fn hand_on(&mut self) -> Result<(), RunnerError> {
         let batches = self.rows.finish().map_err(|e| RunnerError::Rows(e.to_string()))?;
         for (table, batch) in batches {
             self.parts.status.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
@@ -378,7 +387,6 @@ impl Runner {
                 self.raw.entry(table.to_string()).or_default().push(batch);
             }
         }
-        self.seen();
         Ok(())
     }
 
@@ -387,13 +395,7 @@ impl Runner {
         self.parts.status.position.store(self.position.0, Ordering::Release);
     }
 
-    fn barrier(
-        &mut self,
-        position: Position,
-        now: Timestamp,
-        barrier: Barrier,
-        cut: bool,
-    ) -> Result<(), RunnerError> {
+    fn barrier(&mut self, position: Position, now: Timestamp, barrier: Barrier, cut: bool) -> Result<(), RunnerError> {
         if barrier > self.recovered.checkpoint_barrier {
             self.checkpoint(position, now, barrier)?;
         }

@@ -81,7 +81,8 @@ impl Failure<'_> {
     fn push(&self, error: &DataFusionError, part: Span, found: &mut Vec<Diagnostic>) {
         for error in error.iter() {
             let diagnostic = self.one(error, part);
-            let twice = found.iter().any(|d| d.file == self.file && d.span() == diagnostic.span() && d.code == diagnostic.code);
+            let twice =
+                found.iter().any(|d| d.file == self.file && d.span() == diagnostic.span() && d.code == diagnostic.code);
             if !twice {
                 found.push(diagnostic);
             }
@@ -96,7 +97,9 @@ impl Failure<'_> {
             return Diagnostic::error(code_of(&text), self.file, span, message).maybe_help(help);
         };
         let written: Option<Span> = own.span.map(|s| {
-            let at = |l: datafusion::common::Location| datafusion::sql::sqlparser::tokenizer::Location::new(l.line, l.column);
+            let at = |l: datafusion::common::Location| {
+                datafusion::sql::sqlparser::tokenizer::Location::new(l.line, l.column)
+            };
             Span::from(datafusion::sql::sqlparser::tokenizer::Span::new(at(s.start), at(s.end)))
         });
         // A rewritten expression has places that are not its own; they lie in the part all the same.
@@ -106,7 +109,8 @@ impl Failure<'_> {
         let mut diagnostic = Diagnostic::error(code, self.file, span, lower_first(&message));
         if code == code::NOT_GROUPED {
             diagnostic.message = "this column is neither grouped nor aggregated".to_owned();
-            return diagnostic.help("add it to GROUP BY, or aggregate it: last_value(.. ORDER BY ts), avg(..), max(..)");
+            return diagnostic
+                .help("add it to GROUP BY, or aggregate it: last_value(.. ORDER BY ts), avg(..), max(..)");
         }
         let help: Vec<String> = own.helps.iter().map(|h| strip(&h.message)).collect();
         if !help.is_empty() {

@@ -15,8 +15,8 @@ pub(crate) const KINDS: [&str; 5] = ["STREAM", "PIPELINE", "TABLE", "ALERT", "RO
 
 /// Words that slips of the pen are compared with.
 const CLAUSES: [&str; 20] = [
-    "select", "from", "where", "group", "having", "comment", "options", "interval", "filter", "distinct", "case", "when",
-    "then", "else", "between", "like", "with", "null", "cast", "within",
+    "select", "from", "where", "group", "having", "comment", "options", "interval", "filter", "distinct", "case",
+    "when", "then", "else", "between", "like", "with", "null", "cast", "within",
 ];
 
 static DIALECT: GenericDialect = GenericDialect {};
@@ -299,7 +299,10 @@ impl<'a> Cursor<'a> {
         let message = match text.split_once(", found: ") {
             Some((expected, _)) => {
                 let expected = expected.trim_start_matches("Expected: ");
-                format!("expected {expected}, found {}", found.map_or("the end of the statement".into(), |t| self.shown(t)))
+                format!(
+                    "expected {expected}, found {}",
+                    found.map_or("the end of the statement".into(), |t| self.shown(t))
+                )
             }
             None => lower_first(text.trim()),
         };

@@ -197,7 +197,12 @@ impl Walk<'_, '_> {
                 let help = if table == scope.table {
                     format!("`{table}` is called `{}` here", scope.alias)
                 } else {
-                    format!("it reads `{}`: write `{}.{}`", scope.table, scope.alias, parts.last().map_or("", |p| &p.value))
+                    format!(
+                        "it reads `{}`: write `{}.{}`",
+                        scope.table,
+                        scope.alias,
+                        parts.last().map_or("", |p| &p.value)
+                    )
                 };
                 self.complain(code::UNKNOWN_COLUMN, first.span.into(), message, Some(help));
             }
@@ -219,9 +224,11 @@ impl Walk<'_, '_> {
             && matches!(self.clause, Clause::Select | Clause::Having | Clause::GroupBy);
         let (code, message, help) = match function::sort(self.scope.state, &name) {
             Sort::Scalar => return,
-            Sort::Aggregate if self.aggregates > 0 => {
-                (code::PLAN, format!("{name}() inside another aggregate"), "aggregate once: the inner one alone".to_owned())
-            }
+            Sort::Aggregate if self.aggregates > 0 => (
+                code::PLAN,
+                format!("{name}() inside another aggregate"),
+                "aggregate once: the inner one alone".to_owned(),
+            ),
             Sort::Aggregate if matches!(self.clause, Clause::Where | Clause::GroupBy) => {
                 let help = match self.clause {
                     Clause::Where => "use HAVING, which sees the rows of a closed window",
@@ -268,12 +275,18 @@ impl Walk<'_, '_> {
             }
             Sort::OrderDependent => {
                 let message = format!("{name}() depends on the order of the rows and cannot be kept as a state");
-                (code::ORDER_DEPENDENT, message, "use first_value(.. ORDER BY ts) or last_value(.. ORDER BY ts)".to_owned())
+                (
+                    code::ORDER_DEPENDENT,
+                    message,
+                    "use first_value(.. ORDER BY ts) or last_value(.. ORDER BY ts)".to_owned(),
+                )
             }
             Sort::Unfit => match name.as_str() {
-                "grouping" => {
-                    (code::GROUPING, "grouping() is for grouping sets".to_owned(), "a pipeline has one set of groups".to_owned())
-                }
+                "grouping" => (
+                    code::GROUPING,
+                    "grouping() is for grouping sets".to_owned(),
+                    "a pipeline has one set of groups".to_owned(),
+                ),
                 _ => {
                     let message = format!("{name}() makes several rows of one, which this version cannot do yet");
                     (code::NOT_YET, message, "keep the list, and unnest it when you query the table".to_owned())
@@ -281,7 +294,8 @@ impl Walk<'_, '_> {
             },
             Sort::Unknown => {
                 let near = function::nearest(self.scope.state, &name).map(|n| format!("did you mean `{n}`?"));
-                let help = near.unwrap_or_else(|| "any scalar or aggregate function of DataFusion can be used".to_owned());
+                let help =
+                    near.unwrap_or_else(|| "any scalar or aggregate function of DataFusion can be used".to_owned());
                 (code::UNKNOWN_FUNCTION, format!("there is no function `{name}`"), help)
             }
         };

@@ -81,7 +81,9 @@ pub(crate) fn nearest(state: &SessionState, wrong: &str) -> Option<String> {
         let all = state.scalar_functions().keys().chain(state.aggregate_functions().keys());
         let mut names: Vec<String> = all.chain(state.higher_order_functions().keys()).cloned().collect();
         names.extend(OWN.map(str::to_owned));
-        names.retain(|n| matches!(sort(state, n), Sort::Scalar | Sort::Aggregate | Sort::Tumble | Sort::WindowEnd | Sort::Now));
+        names.retain(|n| {
+            matches!(sort(state, n), Sort::Scalar | Sort::Aggregate | Sort::Tumble | Sort::WindowEnd | Sort::Now)
+        });
         names.sort();
         names
     });

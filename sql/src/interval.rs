@@ -38,14 +38,12 @@ impl Wrong {
                 (format!("'{unit}' is not a unit of time"), format!("did you mean `{near}`?"))
             }
             Self::Unit(unit, None) => (format!("'{unit}' is not a unit of time"), EXAMPLE.to_owned()),
-            Self::Calendar(unit) => (
-                format!("a {unit} has no fixed length"),
-                "use days or weeks, as in INTERVAL '30 days'".to_owned(),
-            ),
-            Self::Range => (
-                format!("'{text}' does not fit: lengths are whole nanoseconds, up to 292 years"),
-                EXAMPLE.to_owned(),
-            ),
+            Self::Calendar(unit) => {
+                (format!("a {unit} has no fixed length"), "use days or weeks, as in INTERVAL '30 days'".to_owned())
+            }
+            Self::Range => {
+                (format!("'{text}' does not fit: lengths are whole nanoseconds, up to 292 years"), EXAMPLE.to_owned())
+            }
         }
     }
 }

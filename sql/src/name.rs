@@ -32,10 +32,13 @@ pub(crate) fn refuse_column(name: &str) -> Option<(String, String)> {
         return Some((format!("a name of {} characters is too long", name.len()), format!("use up to {MAX_LENGTH}")));
     }
     let rule = "names are lower-case letters, digits and `_`, and do not begin with a digit";
-    Some((format!("`{name}` cannot be a name"), match plain(name) {
-        Some(better) => format!("{rule}: write `{better}`"),
-        None => rule.to_owned(),
-    }))
+    Some((
+        format!("`{name}` cannot be a name"),
+        match plain(name) {
+            Some(better) => format!("{rule}: write `{better}`"),
+            None => rule.to_owned(),
+        },
+    ))
 }
 
 /// A usable name as near to `name` as it gets.

@@ -104,9 +104,7 @@ impl<'a> Options<'a> {
                 }
                 Ok(ns) => Ok(ns),
             },
-            Literal::Text(text) => {
-                Err((format!("`{name}` is a length of time"), format!("write INTERVAL '{text}'")))
-            }
+            Literal::Text(text) => Err((format!("`{name}` is a length of time"), format!("write INTERVAL '{text}'"))),
             _ => Err((format!("`{name}` is a length of time"), "write INTERVAL '30 seconds'".to_owned())),
         };
         self.keep(setting, result)

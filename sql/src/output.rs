@@ -15,9 +15,32 @@ use crate::{function, name};
 
 /// Aggregates and functions whose result has the unit of their first argument.
 const KEEP_UNIT: [&str; 27] = [
-    "avg", "mean", "min", "max", "sum", "median", "approx_median", "approx_percentile_cont", "percentile_cont",
-    "approx_percentile_cont_with_weight", "quantile_cont", "first_value", "last_value", "any_value", "stddev",
-    "stddev_pop", "stddev_samp", "round", "trunc", "abs", "ceil", "floor", "coalesce", "nullif", "greatest", "least",
+    "avg",
+    "mean",
+    "min",
+    "max",
+    "sum",
+    "median",
+    "approx_median",
+    "approx_percentile_cont",
+    "percentile_cont",
+    "approx_percentile_cont_with_weight",
+    "quantile_cont",
+    "first_value",
+    "last_value",
+    "any_value",
+    "stddev",
+    "stddev_pop",
+    "stddev_samp",
+    "round",
+    "trunc",
+    "abs",
+    "ceil",
+    "floor",
+    "coalesce",
+    "nullif",
+    "greatest",
+    "least",
     "nvl",
 ];
 
@@ -222,7 +245,9 @@ fn unstorable(kind: &DataType) -> Option<String> {
     match kind {
         DataType::Null => Some("a column of nothing but NULL".to_owned()),
         DataType::Interval(_) => Some("an interval".to_owned()),
-        DataType::Union(..) | DataType::RunEndEncoded(..) | DataType::Dictionary(..) => Some(format!("the type {kind}")),
+        DataType::Union(..) | DataType::RunEndEncoded(..) | DataType::Dictionary(..) => {
+            Some(format!("the type {kind}"))
+        }
         DataType::List(of) | DataType::LargeList(of) | DataType::FixedSizeList(of, _) => unstorable(of.data_type()),
         DataType::ListView(_) | DataType::LargeListView(_) => Some(format!("the type {kind}")),
         DataType::Map(of, _) => unstorable(of.data_type()),

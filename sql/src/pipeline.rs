@@ -71,7 +71,8 @@ pub(crate) fn check(
     // From here on DataFusion speaks.
     let rewritten = window::rewrite(select, &groups);
     let planner = Planner::new(state, &parts.source.table, schema.clone()).ok()?;
-    let failure = Failure { file, tokens: &head.tokens, planner: &planner, query: &head.query, select: &rewritten, grouped };
+    let failure =
+        Failure { file, tokens: &head.tokens, planner: &planner, query: &head.query, select: &rewritten, grouped };
     if found.len() > before {
         if groups.sound {
             failure.parts(found);

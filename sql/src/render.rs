@@ -130,7 +130,9 @@ fn plural(count: usize, what: &str) -> String {
 
 /// Control characters become visible ones.
 fn plain(text: &str) -> String {
-    let steers = |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let steers = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
     text.chars().map(|c| if steers(c) && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
@@ -157,7 +159,10 @@ mod tests {
     fn source_line_and_caret() {
         let source = "one\n\ttwo three\nfour";
         assert_eq!(
-            at(2, 6, (2, 11)).help("do this\nor that").note("see", Some(("b.sql".into(), Position { line: 1, column: 2 }))).render(source),
+            at(2, 6, (2, 11))
+                .help("do this\nor that")
+                .note("see", Some(("b.sql".into(), Position { line: 1, column: 2 })))
+                .render(source),
             text(&[
                 "error[W0002]: wrong",
                 " --> a.sql:2:6",

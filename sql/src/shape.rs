@@ -95,7 +95,12 @@ pub(crate) fn take_apart<'a>(
         SetExpr::SetOperation { op, .. } => {
             let word = op.to_string();
             let message = format!("a pipeline is one SELECT, without {word}");
-            r.refuse(code::SOURCES, &[&word], &message, "write a pipeline for each SELECT; query their tables together");
+            r.refuse(
+                code::SOURCES,
+                &[&word],
+                &message,
+                "write a pipeline for each SELECT; query their tables together",
+            );
             return None;
         }
         _ => {
@@ -137,7 +142,8 @@ fn ending(r: &mut Refusals<'_>, query: &Query) {
 fn clauses(r: &mut Refusals<'_>, select: &Select) {
     match &select.distinct {
         Some(Distinct::Distinct | Distinct::On(_)) => {
-            let help = "leave it out: the rows of a window are already one for each group; without a window, add GROUP BY";
+            let help =
+                "leave it out: the rows of a window are already one for each group; without a window, add GROUP BY";
             r.refuse(code::UNBOUNDED, &["DISTINCT"], "DISTINCT would have to remember every row of the stream", help);
         }
         Some(Distinct::All) | None => {}
@@ -162,7 +168,12 @@ fn clauses(r: &mut Refusals<'_>, select: &Select) {
     for (word, given) in [("QUALIFY", select.qualify.is_some()), ("WINDOW", !select.named_window.is_empty())] {
         if given {
             let help = "group by device and tumble(ts, INTERVAL '1 minute') instead";
-            r.refuse(code::UNBOUNDED, &[word], &format!("{word} needs window functions, which streams do not have"), help);
+            r.refuse(
+                code::UNBOUNDED,
+                &[word],
+                &format!("{word} needs window functions, which streams do not have"),
+                help,
+            );
         }
     }
 }
@@ -214,8 +225,18 @@ fn source(r: &mut Refusals<'_>, select: &Select) -> Option<Source> {
         let help = "send what you need as a field of the stream, or join when you query the Parquet tables";
         r.refuse(code::NOT_YET, &["JOIN"], message, help);
     }
-    let TableFactor::Table { name, alias, args, with_hints, version, with_ordinality, partitions, json_path, sample, index_hints } =
-        relation
+    let TableFactor::Table {
+        name,
+        alias,
+        args,
+        with_hints,
+        version,
+        with_ordinality,
+        partitions,
+        json_path,
+        sample,
+        index_hints,
+    } = relation
     else {
         let span = relation.span().into();
         r.refuse_at(code::SUBQUERY, span, "a pipeline reads a stream, not a query", "name the stream after FROM");

@@ -103,7 +103,8 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<(), Loa
         let kind = entry.file_type().map_err(unreadable)?;
         if kind.is_dir() {
             walk(&path, depth + 1, found)?;
-        } else if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("sql")) && !(kind.is_symlink() && path.is_dir())
+        } else if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("sql"))
+            && !(kind.is_symlink() && path.is_dir())
         {
             found.push(path);
         }
@@ -138,9 +139,14 @@ mod tests {
         let at = |p: &str| dir.path().join(p);
         fs::create_dir_all(at("b/c")).unwrap();
         fs::create_dir_all(at(".git")).unwrap();
-        for (path, text) in
-            [("z.sql", "z"), ("a.sql", "a"), ("b/c/x.SQL", "x"), ("b/no.txt", "n"), (".git/h.sql", "h"), ("b/.h.sql", "h")]
-        {
+        for (path, text) in [
+            ("z.sql", "z"),
+            ("a.sql", "a"),
+            ("b/c/x.SQL", "x"),
+            ("b/no.txt", "n"),
+            (".git/h.sql", "h"),
+            ("b/.h.sql", "h"),
+        ] {
             fs::write(at(path), text).unwrap();
         }
         let files = load(&[dir.path().to_owned(), at("a.sql"), at("b/no.txt")]).unwrap();

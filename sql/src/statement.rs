@@ -223,9 +223,14 @@ fn column(c: &mut Cursor<'_>) -> cursor::Read<ColumnHead> {
     }
     let next = c.peek();
     if matches!(next.token, Token::Word(_)) {
-        let message = format!("expected `,`, `)`, OPTIONS or COMMENT after column `{}`, found {}", column.name.value, c.shown(&next));
+        let message = format!(
+            "expected `,`, `)`, OPTIONS or COMMENT after column `{}`, found {}",
+            column.name.value,
+            c.shown(&next)
+        );
         let known = ["options", "comment"];
-        let near = name::nearest(&next.token.to_string(), known).map(|n| format!("did you mean `{}`?", n.to_uppercase()));
+        let near =
+            name::nearest(&next.token.to_string(), known).map(|n| format!("did you mean `{}`?", n.to_uppercase()));
         return Err(c.fail(code::SYNTAX, message).maybe_help(near).into());
     }
     Ok(column)

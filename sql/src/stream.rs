@@ -17,8 +17,8 @@ const TYPES: &str = "the types are BOOLEAN, TINYINT, SMALLINT, INT, BIGINT (also
                      DOUBLE[], BIGINT[] and ENUM('a', 'b')";
 
 const TYPE_NAMES: [&str; 22] = [
-    "boolean", "bool", "tinyint", "smallint", "int", "integer", "bigint", "unsigned", "float", "real", "double", "text",
-    "varchar", "string", "bytea", "blob", "enum", "float32", "float64", "int32", "int64", "uint64",
+    "boolean", "bool", "tinyint", "smallint", "int", "integer", "bigint", "unsigned", "float", "real", "double",
+    "text", "varchar", "string", "bytea", "blob", "enum", "float32", "float64", "int32", "int64", "uint64",
 ];
 
 /// Scales beyond this leave no digit of a 64-bit number.
@@ -125,7 +125,8 @@ fn fields(file: &str, columns: &[ColumnHead], found: &mut Vec<Diagnostic>) -> Ve
             let at = Some((file.to_owned(), first.start));
             let message = format!("id {id} is used twice");
             let help = "ids name the fields in frames: each is used once, and never again for another field";
-            found.push(Diagnostic::error(code::FIELD_ID, file, id_span, message).help(help).note("first used here", at));
+            found
+                .push(Diagnostic::error(code::FIELD_ID, file, id_span, message).help(help).note("first used here", at));
         }
         if given {
             ids.push((id, id_span));
@@ -153,7 +154,9 @@ fn options_span(column: &ColumnHead, name: &str) -> Option<Span> {
 fn no_such_type(file: &str, column: &ColumnHead) -> Diagnostic {
     let text = column.kind.to_string();
     let near = match &column.kind {
-        DataType::Custom(..) => name::nearest(&text, TYPE_NAMES).map(|n| format!("did you mean `{}`?", n.to_uppercase())),
+        DataType::Custom(..) => {
+            name::nearest(&text, TYPE_NAMES).map(|n| format!("did you mean `{}`?", n.to_uppercase()))
+        }
         DataType::Timestamp(..) | DataType::Datetime(_) | DataType::Date | DataType::Time(..) => {
             Some("every row has its time in `ts`; send a further time as BIGINT nanoseconds".to_owned())
         }

@@ -51,10 +51,11 @@ pub(crate) fn groups(scope: &Scope<'_>, select: &Select, groups: &[Expr], found:
         } else if let Some(aggregate) = expression::aggregate_in(scope.state, &expr) {
             let message = "GROUP BY cannot use an aggregate";
             let help = "group by what the rows have before they are aggregated";
-            found.push(Diagnostic::error(code::PLAN, file, span, message).help(help).note(
-                "the aggregate is here",
-                Some((file.to_owned(), aggregate.start)),
-            ));
+            found.push(
+                Diagnostic::error(code::PLAN, file, span, message)
+                    .help(help)
+                    .note("the aggregate is here", Some((file.to_owned(), aggregate.start))),
+            );
         }
         match column(scope, &expr) {
             Some(c) if c == "device" => device = true,
@@ -82,17 +83,17 @@ pub(crate) fn groups(scope: &Scope<'_>, select: &Select, groups: &[Expr], found:
         exprs.push(expr);
     }
     let at = || match (groups.first(), groups.last()) {
-        (Some(first), Some(last)) => {
-            Span { start: Span::from(first.span()).start, end: Span::from(last.span()).end }
-        }
+        (Some(first), Some(last)) => Span { start: Span::from(first.span()).start, end: Span::from(last.span()).end },
         _ => first_aggregate(scope, select).unwrap_or_else(|| select.select_token.0.span.into()),
     };
     // An item that could not be spelled out may have been the window.
     if scope.grouped && candidates == 0 && exprs.len() == groups.len() {
-        let mut diagnostic = Diagnostic::error(code::NO_WINDOW, file, at(), "an aggregate over a stream needs a window");
+        let mut diagnostic =
+            Diagnostic::error(code::NO_WINDOW, file, at(), "an aggregate over a stream needs a window");
         diagnostic = match by_time {
-            Some(_) if scope.outputs.iter().any(|o| o == "ts") => diagnostic
-                .help("`ts` in GROUP BY is the column of the stream: give the window another name, such as window_start"),
+            Some(_) if scope.outputs.iter().any(|o| o == "ts") => diagnostic.help(
+                "`ts` in GROUP BY is the column of the stream: give the window another name, such as window_start",
+            ),
             Some(span) => diagnostic
                 .help("group by device, tumble(ts, INTERVAL '1 minute') instead of by every single `ts`")
                 .note("grouped by the time of each row here", Some((file.to_owned(), span.start))),
@@ -129,7 +130,8 @@ fn spelled_out(scope: &Scope<'_>, select: &Select, group: &Expr, found: &mut Vec
         Expr::Nested(inner) => spelled_out(scope, select, inner, found),
         Expr::Value(value) => {
             let Value::Number(number, _) = &value.value else { return Some((group.clone(), true)) };
-            let item = number.parse::<usize>().ok().and_then(|n| n.checked_sub(1)).and_then(|n| select.projection.get(n));
+            let item =
+                number.parse::<usize>().ok().and_then(|n| n.checked_sub(1)).and_then(|n| select.projection.get(n));
             if let Some(expr) = item.and_then(item_expr) {
                 return Some((unwrapped(expr).clone(), false));
             }

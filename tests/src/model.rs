@@ -116,7 +116,14 @@ impl Model {
     }
 
     /// A frame: records `seq`, `seq + 1`, ... and declared losses.
-    pub fn frame(&mut self, epoch: u64, seq: u64, records: u64, losses: &[(u64, u64)], last_frame: bool) -> (Answer, Step) {
+    pub fn frame(
+        &mut self,
+        epoch: u64,
+        seq: u64,
+        records: u64,
+        losses: &[(u64, u64)],
+        last_frame: bool,
+    ) -> (Answer, Step) {
         let name = Name::Given(epoch);
         let mut step = Step { framed: true, ..Step::default() };
         let mut known = self.known(name, &step);
@@ -171,7 +178,9 @@ impl Model {
             }
             let known = self.known(name, &step);
             let (frontier, highest) = self.extent(name, &known);
-            step.fates.extend((frontier..=highest).filter(|seq| *seq > 0 && !known.contains(seq)).map(|seq| (name, seq, Fate::Lost)));
+            step.fates.extend(
+                (frontier..=highest).filter(|seq| *seq > 0 && !known.contains(seq)).map(|seq| (name, seq, Fate::Lost)),
+            );
             step.closed.push(name);
         }
         (self.stage(&step, false), step)

@@ -24,14 +24,28 @@ const START: i64 = 1_750_000_000 * SECOND;
 #[derive(Debug, Clone)]
 enum Action {
     /// Records from a number on, and losses, both relative to where the epoch stands.
-    Frame { epoch: u64, seq: i64, records: u64, losses: Vec<(i64, u64)>, last: bool },
+    Frame {
+        epoch: u64,
+        seq: i64,
+        records: u64,
+        losses: Vec<(i64, u64)>,
+        last: bool,
+    },
     /// One payload of plain records: epoch and number relative to where the epoch stands.
     Named(Vec<(u64, i64)>),
     /// A record without epoch: number relative to the highest, and a time.
-    Drawn { seq: i64, ts: i64 },
+    Drawn {
+        seq: i64,
+        ts: i64,
+    },
     /// Counting begins anew.
-    Restart { seq: u64, ts: i64 },
-    Hello { held: Vec<u64> },
+    Restart {
+        seq: u64,
+        ts: i64,
+    },
+    Hello {
+        held: Vec<u64>,
+    },
     Commit,
     Snapshot,
     Crash,
@@ -135,8 +149,10 @@ impl World {
             Action::Frame { epoch, seq, records, losses, last } => {
                 let top = self.frontier(Name::Given(*epoch));
                 let seq = (top + seq).max(1) as u64;
-                let losses: Vec<(u64, u64)> =
-                    losses.iter().map(|(from, len)| ((top + from).max(1) as u64, (top + from).max(1) as u64 + len)).collect();
+                let losses: Vec<(u64, u64)> = losses
+                    .iter()
+                    .map(|(from, len)| ((top + from).max(1) as u64, (top + from).max(1) as u64 + len))
+                    .collect();
                 let overlaps = losses.iter().any(|(from, to)| *from < seq + records && *to >= seq);
                 if (*records > 0 && overlaps) || (*records == 0 && losses.is_empty()) {
                     return;
@@ -162,7 +178,12 @@ impl World {
             }
             Action::Restart { seq, ts } => self.drawn(*seq, *ts),
             Action::Hello { held } => {
-                let epochs = held.iter().map(|epoch| HeldEpoch { epoch: Epoch(*epoch), first_held: 1, last_seq: 1, live: false });
+                let epochs = held.iter().map(|epoch| HeldEpoch {
+                    epoch: Epoch(*epoch),
+                    first_held: 1,
+                    last_seq: 1,
+                    live: false,
+                });
                 let hello = Hello { epochs: epochs.collect(), session: self.session, ..Hello::default() };
                 let verdict = self.admit(Channel::Hello, hello.encode());
                 let expected = self.model.hello(held);

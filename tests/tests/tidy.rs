@@ -119,7 +119,8 @@ fn the_device_crate_is_pure() {
 
 #[test]
 fn nothing_is_left_unfinished() {
-    let banned = ["to".to_owned() + "do!(", "unimpl".to_owned() + "emented!(", "TO".to_owned() + "DO", "FIX".to_owned() + "ME"];
+    let banned =
+        ["to".to_owned() + "do!(", "unimpl".to_owned() + "emented!(", "TO".to_owned() + "DO", "FIX".to_owned() + "ME"];
     for (path, text) in sources() {
         for word in &banned {
             assert!(!text.contains(word.as_str()), "{path} holds {word}");

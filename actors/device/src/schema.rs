@@ -3,13 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 /// The stream that records without a schema name belong to; it exists even if no file declares it.
 pub const DEFAULT_STREAM: &str = "telemetry";
 
 /// `major.minor` of a stream's schema. On the wire: `major << 16 | minor`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SchemaVersion {
     /// Changes when a field is removed, renamed, retyped or changes its unit: a new table.
     pub major: u16,
@@ -30,8 +28,7 @@ impl SchemaVersion {
 }
 
 /// What a field holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FieldType {
     /// `BOOLEAN`
     Bool,
@@ -71,7 +68,7 @@ impl FieldType {
 }
 
 /// One declared field of a stream.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Field {
     /// Column name and key in plain records.
     pub name: Arc<str>,
@@ -88,7 +85,7 @@ pub struct Field {
 }
 
 /// One declared stream.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Stream {
     /// Table name.
     pub name: Arc<str>,
@@ -204,8 +201,7 @@ pub enum Value<'a> {
 }
 
 /// One value that owns what it holds: for writers of payloads.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq)]
 pub enum OwnedValue {
     /// A boolean.
     Bool(bool),

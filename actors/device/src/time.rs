@@ -1,9 +1,7 @@
 //! Points in time as values. Nothing here reads a clock.
 
-use serde::{Deserialize, Serialize};
-
 /// Nanoseconds since the Unix epoch, UTC.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
 
 /// One second in nanoseconds.

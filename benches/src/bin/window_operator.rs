@@ -252,12 +252,8 @@ fn run_operator(args: &Args, batches: &[RecordBatch], columns: &str) -> Result<(
 fn sorted(batches: &[RecordBatch]) -> Result<RecordBatch, Failure> {
     let first = batches.first().ok_or("no rows")?;
     let all = compute::concat_batches(&first.schema(), batches)?;
-    let keys: Vec<_> = all
-        .columns()
-        .iter()
-        .take(2)
-        .map(|c| compute::SortColumn { values: Arc::clone(c), options: None })
-        .collect();
+    let keys: Vec<_> =
+        all.columns().iter().take(2).map(|c| compute::SortColumn { values: Arc::clone(c), options: None }).collect();
     Ok(compute::take_record_batch(&all, &compute::lexsort_to_indices(&keys, None)?)?)
 }
 

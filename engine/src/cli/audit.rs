@@ -18,7 +18,9 @@ const PAGE: usize = 500;
 
 /// Arguments of `weir audit`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Without DEVICE all devices are audited. With --data the engine must not be running: what its log\nstill holds is written to the tables first.")]
+#[command(
+    after_help = "Without DEVICE all devices are audited. With --data the engine must not be running: what its log\nstill holds is written to the tables first."
+)]
 pub(super) struct Args {
     /// Which device.
     device: Option<String>,

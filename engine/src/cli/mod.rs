@@ -24,7 +24,12 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// What to log to standard error: error, warn, info, debug, trace, or a filter such as `weir=debug`.
-    #[arg(long, global = true, env = "WEIR_LOG", default_value = "warn,weir=info,engine=info,actors=info,pipelines=info,storage=info,edge=warn")]
+    #[arg(
+        long,
+        global = true,
+        env = "WEIR_LOG",
+        default_value = "warn,weir=info,engine=info,actors=info,pipelines=info,storage=info,edge=warn"
+    )]
     log: String,
 }
 

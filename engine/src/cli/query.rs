@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::query::{self, Bounds, Format, Table};
 
-use super::remote::{check_url, request};
 use super::Exit;
+use super::remote::{check_url, request};
 
 /// Where `weir query` and `weir sql` read.
 #[derive(Debug, Clone, clap::Args)]
@@ -25,7 +25,9 @@ pub(super) struct Source {
 
 /// Arguments of `weir query`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  weir query --data weir-data \"SELECT device, count(*) FROM telemetry GROUP BY device\"\n  weir query --url http://127.0.0.1:8080 -f csv \"SELECT * FROM telemetry ORDER BY ts DESC LIMIT 10\"")]
+#[command(
+    after_help = "Examples:\n  weir query --data weir-data \"SELECT device, count(*) FROM telemetry GROUP BY device\"\n  weir query --url http://127.0.0.1:8080 -f csv \"SELECT * FROM telemetry ORDER BY ts DESC LIMIT 10\""
+)]
 pub(super) struct Args {
     #[command(flatten)]
     source: Source,

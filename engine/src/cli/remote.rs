@@ -14,13 +14,7 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 const MAX_ANSWER: u64 = 4 << 30;
 
 /// Sends a request and gives the body of a successful answer; the text of a failed one is the error.
-pub(super) fn request(
-    method: &str,
-    base: &str,
-    path: &str,
-    accept: &str,
-    body: Option<&str>,
-) -> Result<Vec<u8>, Exit> {
+pub(super) fn request(method: &str, base: &str, path: &str, accept: &str, body: Option<&str>) -> Result<Vec<u8>, Exit> {
     let url = format!("{}{path}", base.trim_end_matches('/'));
     let agent: ureq::Agent =
         ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(TIMEOUT)).build().into();

@@ -13,7 +13,9 @@ use super::{Exit, print};
 
 /// Arguments of `weir run`.
 #[derive(Debug, Default, clap::Args)]
-#[command(after_help = "Flags win over WEIR_* variables, those over the configuration file.\n\nExample:\n  weir run --insecure --data weir-data --pipelines pipelines/")]
+#[command(
+    after_help = "Flags win over WEIR_* variables, those over the configuration file.\n\nExample:\n  weir run --insecure --data weir-data --pipelines pipelines/"
+)]
 pub(super) struct Args {
     /// Configuration file (TOML).
     #[arg(long, env = "WEIR_CONFIG")]

@@ -4,8 +4,8 @@ use rustyline::error::ReadlineError;
 
 use crate::query::{self, Format};
 
-use super::query::{Source, write_out};
 use super::Exit;
+use super::query::{Source, write_out};
 
 /// Arguments of `weir sql`.
 #[derive(Debug, clap::Args)]

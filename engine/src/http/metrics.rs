@@ -54,5 +54,6 @@ fn line(text: &mut String, name: &str, kind: &str, labels: &str, value: u64) {
     if !text.contains(&head) {
         text.push_str(&head);
     }
-    let _ = if labels.is_empty() { writeln!(text, "{name} {value}") } else { writeln!(text, "{name}{{{labels}}} {value}") };
+    let _ =
+        if labels.is_empty() { writeln!(text, "{name} {value}") } else { writeln!(text, "{name}{{{labels}}} {value}") };
 }

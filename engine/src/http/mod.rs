@@ -122,11 +122,8 @@ impl From<QueryError> for Problem {
 }
 
 async fn flush(State(api): State<Api>) -> Result<Json<serde_json::Value>, Problem> {
-    let barriers = api
-        .core
-        .flush()
-        .await
-        .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    let barriers =
+        api.core.flush().await.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
     let barriers: Vec<u64> = barriers.iter().map(|barrier| barrier.0).collect();
     Ok(Json(serde_json::json!({ "barriers": barriers })))
 }

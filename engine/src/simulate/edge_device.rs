@@ -124,9 +124,7 @@ fn readings(
     count: u64,
 ) -> Vec<Reading> {
     let step = now.since(last).max(0) / count as i64;
-    (1..=count as i64)
-        .map(|n| reading(&sensor.sample(last.plus(step * n), step as f64 / 1e9)))
-        .collect()
+    (1..=count as i64).map(|n| reading(&sensor.sample(last.plus(step * n), step as f64 / 1e9))).collect()
 }
 
 fn reading(sample: &Sample) -> Reading {

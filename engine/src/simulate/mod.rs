@@ -244,7 +244,10 @@ fn names(config: &SimulateConfig) -> Result<Vec<DeviceId>, SimulateError> {
         return refuse("a fleet needs at least one device".to_owned());
     }
     if !config.rate.is_finite() || config.rate < 0.0 {
-        return refuse(format!("a rate of {} is none: give records per second, or 0 for as fast as possible", config.rate));
+        return refuse(format!(
+            "a rate of {} is none: give records per second, or 0 for as fast as possible",
+            config.rate
+        ));
     }
     if config.frame == 0 || config.frame > device::payload::MAX_RECORDS {
         return refuse(format!("a frame has 1 to {} records, not {}", device::payload::MAX_RECORDS, config.frame));

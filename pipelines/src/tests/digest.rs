@@ -14,7 +14,15 @@ fn events(rows: i64, value: impl Fn(i64) -> Option<f64>) -> Vec<Event> {
     for k in 0..rows {
         let ts = START + k * MINUTE / rows;
         let device = format!("d{}", k % 2);
-        events.push(Event::Row(Row { device, ts, ingest: ts, v: value(k), i: Some(k % 7), s: None, b: Some(k % 3 > 0) }));
+        events.push(Event::Row(Row {
+            device,
+            ts,
+            ingest: ts,
+            v: value(k),
+            i: Some(k % 7),
+            s: None,
+            b: Some(k % 3 > 0),
+        }));
         if k % (rows / 4) == rows / 8 {
             events.push(Event::Barrier(ts));
         }
@@ -31,7 +39,9 @@ fn column(batches: &[RecordBatch], at: usize) -> Vec<Option<f64>> {
 fn a_small_group_is_as_good_as_one_digest_over_all_its_values() {
     // 60 values each over four barriers: DataFusion, given all at once, builds one digest.
     let events = events(120, |k| Some(((k * 7919) % 997) as f64));
-    let text = format!("SELECT device, {W} AS w, approx_percentile_cont(v, 0.9) AS p, approx_median(v) AS m FROM t GROUP BY device, {W}");
+    let text = format!(
+        "SELECT device, {W} AS w, approx_percentile_cont(v, 0.9) AS p, approx_median(v) AS m FROM t GROUP BY device, {W}"
+    );
     let (plan, schema) = plan(&text);
     let outcome = run(&plan, &schema, &events, How { chop: 9, gather: 13, restore_each: Some(1) });
     let kept = reference(&events, MINUTE, LATENESS).kept;

@@ -124,9 +124,10 @@ fn windows_come_out_once_at_the_first_barrier_that_closes_them() {
     let late: u64 = outcome.late.iter().map(|l| l.records).sum();
     assert_eq!(late, expected.late.len() as u64);
     for row in &outcome.late {
-        let rows = expected.late.iter().filter(|r| {
-            r.device == row.device && r.ts >= row.window_start.0 && r.ts < row.window_end.0
-        });
+        let rows = expected
+            .late
+            .iter()
+            .filter(|r| r.device == row.device && r.ts >= row.window_start.0 && r.ts < row.window_end.0);
         assert!(rows.count() as u64 >= row.records, "{row:?}");
         assert_eq!(row.window_end.0 - row.window_start.0, MINUTE);
     }
@@ -148,7 +149,12 @@ fn other_keys_having_where_and_expressions() {
         (format!("SELECT device, {w} AS w, count(*) AS n FROM t WHERE v > 100 AND s <> 's1' GROUP BY device, {w}"), 2),
         (format!("SELECT device, {w} AS w, min(i) AS x FROM t WHERE device LIKE '%3' OR b GROUP BY device, {w}"), 2),
         // HAVING, also on what is not selected, and on a key.
-        (format!("SELECT device, {w} AS w, avg(v) AS x FROM t GROUP BY device, {w} HAVING count(*) > 30 AND max(i) > 8"), 2),
+        (
+            format!(
+                "SELECT device, {w} AS w, avg(v) AS x FROM t GROUP BY device, {w} HAVING count(*) > 30 AND max(i) > 8"
+            ),
+            2,
+        ),
         (format!("SELECT device, {w} AS w, max(v) AS x FROM t GROUP BY device, {w} HAVING device > 'd05'"), 2),
         // Expressions over aggregates and keys.
         (

@@ -271,10 +271,8 @@ pub(super) fn plain(schema: &SchemaRef, rows: &[Row], select: &str) -> Vec<Recor
 /// Planning alone needs no runtime.
 pub(super) fn sorted(batches: &[RecordBatch], keys: usize) -> RecordBatch {
     let all = compute::concat_batches(&batches[0].schema(), batches).unwrap();
-    let columns: Vec<_> = all.columns()[..keys]
-        .iter()
-        .map(|c| compute::SortColumn { values: c.clone(), options: None })
-        .collect();
+    let columns: Vec<_> =
+        all.columns()[..keys].iter().map(|c| compute::SortColumn { values: c.clone(), options: None }).collect();
     let order = compute::lexsort_to_indices(&columns, None).unwrap();
     block_on(async { compute::take_record_batch(&all, &order).unwrap() })
 }

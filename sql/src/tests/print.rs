@@ -2,44 +2,79 @@
 #[ignore]
 fn print_all() {
     for (name, sql) in [
-("open_quote", r##"CREATE PIPELINE a AS SELECT device, ts FROM telemetry;
+        (
+            "open_quote",
+            r##"CREATE PIPELINE a AS SELECT device, ts FROM telemetry;
 CREATE PIPELINE b AS SELECT ts FROM telemetry WHERE status = 'ok;
-"##),
-("wrong_keyword_at_the_start", r##"CRAETE STREAM s (x DOUBLE);
+"##,
+        ),
+        (
+            "wrong_keyword_at_the_start",
+            r##"CRAETE STREAM s (x DOUBLE);
 CREATE PIPLINE p AS SELECT ts FROM telemetry;
 SELECT 1;
-INSERT INTO t VALUES (1);"##),
-("slip_in_a_clause", r##"CREATE PIPELINE p AS
+INSERT INTO t VALUES (1);"##,
+        ),
+        (
+            "slip_in_a_clause",
+            r##"CREATE PIPELINE p AS
 SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, avg(humidity) AS h
 FROM telemetry
-GRUOP BY device, window_start;"##),
-("slip_in_from", r##"CREATE PIPELINE p AS SELECT device, ts FORM telemetry;"##),
-("missing_semicolon", r##"CREATE STREAM s (x DOUBLE)
-CREATE PIPELINE p AS SELECT ts, y FROM s;"##),
-("not_in_this_version", r##"CREATE TABLE sites (device TEXT) WITH (location = 's.csv');
+GRUOP BY device, window_start;"##,
+        ),
+        ("slip_in_from", r##"CREATE PIPELINE p AS SELECT device, ts FORM telemetry;"##),
+        (
+            "missing_semicolon",
+            r##"CREATE STREAM s (x DOUBLE)
+CREATE PIPELINE p AS SELECT ts, y FROM s;"##,
+        ),
+        (
+            "not_in_this_version",
+            r##"CREATE TABLE sites (device TEXT) WITH (location = 's.csv');
 CREATE ALERT hot ON telemetry WHEN temperature > 80;
 CREATE PIPELINE r WITH (rollup = '1 minute, 1 hour') AS SELECT device, tumble(ts, rollup) AS w FROM telemetry GROUP BY device, w;
-CREATE PIPELINE j AS SELECT ts FROM sites;"##),
-("create_or_replace", r##"CREATE OR REPLACE PIPELINE p AS SELECT ts FROM telemetry;
-CREATE STREAM IF NOT EXISTS s (x DOUBLE);"##),
-("unknown_stream", r##"CREATE PIPELINE p AS SELECT ts FROM telemtry;
+CREATE PIPELINE j AS SELECT ts FROM sites;"##,
+        ),
+        (
+            "create_or_replace",
+            r##"CREATE OR REPLACE PIPELINE p AS SELECT ts FROM telemetry;
+CREATE STREAM IF NOT EXISTS s (x DOUBLE);"##,
+        ),
+        (
+            "unknown_stream",
+            r##"CREATE PIPELINE p AS SELECT ts FROM telemtry;
 CREATE PIPELINE q AS SELECT ts FROM weather;
-CREATE PIPELINE r AS SELECT ts FROM _losses;"##),
-("unknown_columns", r##"CREATE PIPELINE p AS
+CREATE PIPELINE r AS SELECT ts FROM _losses;"##,
+        ),
+        (
+            "unknown_columns",
+            r##"CREATE PIPELINE p AS
 SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start,
        avg(temprature) AS t, max(t.humidity) AS h, min("Status") AS s
 FROM telemetry
 WHERE vibartion > 1 AND status = "ok"
-GROUP BY device, window_start;"##),
-("unknown_function", r##"CREATE PIPELINE p AS
+GROUP BY device, window_start;"##,
+        ),
+        (
+            "unknown_function",
+            r##"CREATE PIPELINE p AS
 SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, averge(humidity) AS a, percentile(humidity, 0.5) AS b, frobnicate(1) AS c
-FROM telemetry GROUP BY device, window_start;"##),
-("no_window", r##"CREATE PIPELINE p AS SELECT device, avg(temperature) AS t FROM telemetry GROUP BY device;
-CREATE PIPELINE q AS SELECT count(*) AS n FROM telemetry;"##),
-("window_called_ts", r##"CREATE PIPELINE p AS
+FROM telemetry GROUP BY device, window_start;"##,
+        ),
+        (
+            "no_window",
+            r##"CREATE PIPELINE p AS SELECT device, avg(temperature) AS t FROM telemetry GROUP BY device;
+CREATE PIPELINE q AS SELECT count(*) AS n FROM telemetry;"##,
+        ),
+        (
+            "window_called_ts",
+            r##"CREATE PIPELINE p AS
 SELECT device, tumble(ts, INTERVAL '1 minute') AS ts, count(*) AS n
-FROM telemetry GROUP BY device, ts;"##),
-("wrong_windows", r##"CREATE PIPELINE p0 AS SELECT device, tumble(ts, INTERVAL '1 month') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
+FROM telemetry GROUP BY device, ts;"##,
+        ),
+        (
+            "wrong_windows",
+            r##"CREATE PIPELINE p0 AS SELECT device, tumble(ts, INTERVAL '1 month') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
 CREATE PIPELINE p1 AS SELECT device, tumble(ts, INTERVAL '0 seconds') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
 CREATE PIPELINE p2 AS SELECT device, tumble(ts, '1 minute') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
 CREATE PIPELINE p3 AS SELECT device, tumble(INTERVAL '1 minute', ts) AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
@@ -49,82 +84,176 @@ CREATE PIPELINE p6 AS SELECT device, tumble(ts, INTERVAL '10 minuts') AS window_
 CREATE PIPELINE p7 AS SELECT device, date_bin(INTERVAL '1 hour', ts, TIMESTAMP '2020-01-01') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
 CREATE PIPELINE p8 AS SELECT device, hop(ts, INTERVAL '1 minute', INTERVAL '5 minutes') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
 CREATE PIPELINE p9 AS SELECT device, tumble(ts, INTERVAL '1 minute' * 2) AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
-CREATE PIPELINE p10 AS SELECT device, date_trunc('minute', ts) AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;"##),
-("two_windows", r##"CREATE PIPELINE p AS
+CREATE PIPELINE p10 AS SELECT device, date_trunc('minute', ts) AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;"##,
+        ),
+        (
+            "two_windows",
+            r##"CREATE PIPELINE p AS
 SELECT device, tumble(ts, INTERVAL '1 minute') AS a, tumble(ts, INTERVAL '1 hour') AS b, count(*) AS n
 FROM telemetry GROUP BY device, a, b;
 CREATE PIPELINE q AS
 SELECT device, tumble(ts, INTERVAL '1 minute') AS a, tumble(ts, INTERVAL '1 hour') AS b, count(*) AS n
-FROM telemetry GROUP BY device, a;"##),
-("without_device", r##"CREATE PIPELINE p AS
+FROM telemetry GROUP BY device, a;"##,
+        ),
+        (
+            "without_device",
+            r##"CREATE PIPELINE p AS
 SELECT tumble(ts, INTERVAL '1 minute') AS window_start, avg(temperature) AS t
-FROM telemetry GROUP BY window_start;"##),
-("order_and_limit", r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry ORDER BY ts LIMIT 10;
-CREATE PIPELINE q AS SELECT DISTINCT device, ts FROM telemetry OFFSET 5;"##),
-("several_sources", r##"CREATE PIPELINE p AS SELECT t.ts FROM telemetry t JOIN telemetry u ON t.device = u.device;
+FROM telemetry GROUP BY window_start;"##,
+        ),
+        (
+            "order_and_limit",
+            r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry ORDER BY ts LIMIT 10;
+CREATE PIPELINE q AS SELECT DISTINCT device, ts FROM telemetry OFFSET 5;"##,
+        ),
+        (
+            "several_sources",
+            r##"CREATE PIPELINE p AS SELECT t.ts FROM telemetry t JOIN telemetry u ON t.device = u.device;
 CREATE PIPELINE q AS SELECT ts FROM telemetry, telemetry;
 CREATE PIPELINE r AS SELECT ts FROM telemetry UNION ALL SELECT ts FROM telemetry;
 CREATE PIPELINE s AS SELECT ts FROM (SELECT * FROM telemetry);
-CREATE PIPELINE t AS WITH x AS (SELECT 1) SELECT ts FROM telemetry;"##),
-("subquery", r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry
-WHERE temperature > (SELECT avg(temperature) FROM telemetry);"##),
-("pipeline_reads_a_pipeline", r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry;
-CREATE PIPELINE q AS SELECT device, ts FROM p;"##),
-("volatile", r##"CREATE PIPELINE p AS SELECT device, ts, random() AS r, uuid() AS u, current_date AS d FROM telemetry;
-CREATE PIPELINE q AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, now() AS n FROM telemetry GROUP BY device, window_start;"##),
-("order_dependent", r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start,
-  nth_value(temperature, 2 ORDER BY ts) AS x FROM telemetry GROUP BY device, window_start;"##),
-("window_functions", r##"CREATE PIPELINE p AS SELECT device, ts, lag(temperature) OVER (ORDER BY ts) AS b, row_number() AS r FROM telemetry;"##),
-("grouping_sets", r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS w, count(*) AS n FROM telemetry GROUP BY ROLLUP (device, w);
-CREATE PIPELINE q AS SELECT device, tumble(ts, INTERVAL '1 minute') AS w, count(*) AS n FROM telemetry GROUP BY ALL;"##),
-("type_errors", r##"CREATE PIPELINE p AS
+CREATE PIPELINE t AS WITH x AS (SELECT 1) SELECT ts FROM telemetry;"##,
+        ),
+        (
+            "subquery",
+            r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry
+WHERE temperature > (SELECT avg(temperature) FROM telemetry);"##,
+        ),
+        (
+            "pipeline_reads_a_pipeline",
+            r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry;
+CREATE PIPELINE q AS SELECT device, ts FROM p;"##,
+        ),
+        (
+            "volatile",
+            r##"CREATE PIPELINE p AS SELECT device, ts, random() AS r, uuid() AS u, current_date AS d FROM telemetry;
+CREATE PIPELINE q AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, now() AS n FROM telemetry GROUP BY device, window_start;"##,
+        ),
+        (
+            "order_dependent",
+            r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start,
+  nth_value(temperature, 2 ORDER BY ts) AS x FROM telemetry GROUP BY device, window_start;"##,
+        ),
+        (
+            "window_functions",
+            r##"CREATE PIPELINE p AS SELECT device, ts, lag(temperature) OVER (ORDER BY ts) AS b, row_number() AS r FROM telemetry;"##,
+        ),
+        (
+            "grouping_sets",
+            r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS w, count(*) AS n FROM telemetry GROUP BY ROLLUP (device, w);
+CREATE PIPELINE q AS SELECT device, tumble(ts, INTERVAL '1 minute') AS w, count(*) AS n FROM telemetry GROUP BY ALL;"##,
+        ),
+        (
+            "type_errors",
+            r##"CREATE PIPELINE p AS
 SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start,
        avg(status) AS a, sqrt(status) AS b, temperature + status AS c,
        approx_percentile_cont(temperature, 'x') AS d, approx_percentile_cont(temperature, 95) AS e
 FROM telemetry
 WHERE temperature
 GROUP BY device, window_start
-HAVING max(status) + 1;"##),
-("wrong_number_of_arguments", r##"CREATE PIPELINE p AS SELECT device, ts, sqrt(temperature, 2) AS a, abs() AS b FROM telemetry;"##),
-("not_grouped", r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, status, avg(temperature) AS t FROM telemetry GROUP BY device, window_start;
-CREATE PIPELINE q AS SELECT *, count(*) AS n FROM telemetry GROUP BY device, tumble(ts, INTERVAL '1 minute');"##),
-("aggregate_in_where", r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, avg(max(temperature)) AS t FROM telemetry WHERE avg(temperature) > 3 GROUP BY device, window_start;"##),
-("result_column_in_where", r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, temperature * 2 AS twice FROM telemetry WHERE twice > 3 GROUP BY device, window_start, twice;"##),
-("unnamed_output", r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, avg(temperature), count(*), max(humidity) AS "maxHum", min(humidity) AS date FROM telemetry GROUP BY device, window_start;"##),
-("output_twice", r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, avg(temperature) AS t, max(temperature) AS t FROM telemetry GROUP BY device, window_start;"##),
-("output_lacks_time", r##"CREATE PIPELINE p AS SELECT device, temperature FROM telemetry;
-CREATE PIPELINE q AS SELECT count(*) AS n FROM telemetry GROUP BY device, tumble(ts, INTERVAL '1 minute');"##),
-("output_types", r##"CREATE PIPELINE p AS SELECT ts, NULL AS x, INTERVAL '1 hour' AS y FROM telemetry;"##),
-("always_false", r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry WHERE 1 = 2;"##),
-("options", r##"CREATE PIPELINE p WITH (latenes = INTERVAL '1 minute', retain = '90 days', partition = 'week', partition = 'day') AS SELECT device, ts FROM telemetry;
-CREATE STREAM s (x DOUBLE OPTIONS (uni = 'Cel', scale = 40)) WITH (version = '1', lateness = INTERVAL '-1 second', retain = INTERVAL '1 year', schema = 'a');"##),
-("bad_names", r##"CREATE STREAM _s (x DOUBLE);
+HAVING max(status) + 1;"##,
+        ),
+        (
+            "wrong_number_of_arguments",
+            r##"CREATE PIPELINE p AS SELECT device, ts, sqrt(temperature, 2) AS a, abs() AS b FROM telemetry;"##,
+        ),
+        (
+            "not_grouped",
+            r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, status, avg(temperature) AS t FROM telemetry GROUP BY device, window_start;
+CREATE PIPELINE q AS SELECT *, count(*) AS n FROM telemetry GROUP BY device, tumble(ts, INTERVAL '1 minute');"##,
+        ),
+        (
+            "aggregate_in_where",
+            r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, avg(max(temperature)) AS t FROM telemetry WHERE avg(temperature) > 3 GROUP BY device, window_start;"##,
+        ),
+        (
+            "result_column_in_where",
+            r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, temperature * 2 AS twice FROM telemetry WHERE twice > 3 GROUP BY device, window_start, twice;"##,
+        ),
+        (
+            "unnamed_output",
+            r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, avg(temperature), count(*), max(humidity) AS "maxHum", min(humidity) AS date FROM telemetry GROUP BY device, window_start;"##,
+        ),
+        (
+            "output_twice",
+            r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, avg(temperature) AS t, max(temperature) AS t FROM telemetry GROUP BY device, window_start;"##,
+        ),
+        (
+            "output_lacks_time",
+            r##"CREATE PIPELINE p AS SELECT device, temperature FROM telemetry;
+CREATE PIPELINE q AS SELECT count(*) AS n FROM telemetry GROUP BY device, tumble(ts, INTERVAL '1 minute');"##,
+        ),
+        ("output_types", r##"CREATE PIPELINE p AS SELECT ts, NULL AS x, INTERVAL '1 hour' AS y FROM telemetry;"##),
+        ("always_false", r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry WHERE 1 = 2;"##),
+        (
+            "options",
+            r##"CREATE PIPELINE p WITH (latenes = INTERVAL '1 minute', retain = '90 days', partition = 'week', partition = 'day') AS SELECT device, ts FROM telemetry;
+CREATE STREAM s (x DOUBLE OPTIONS (uni = 'Cel', scale = 40)) WITH (version = '1', lateness = INTERVAL '-1 second', retain = INTERVAL '1 year', schema = 'a');"##,
+        ),
+        (
+            "bad_names",
+            r##"CREATE STREAM _s (x DOUBLE);
 CREATE STREAM "Weather" ("Wind Speed" DOUBLE, "°" DOUBLE);
 CREATE PIPELINE weather AS SELECT ts FROM telemetry;
-CREATE STREAM weather (y DOUBLE);"##),
-("reserved_and_repeated_columns", r##"CREATE STREAM s (device TEXT, hour BIGINT, x DOUBLE, x TEXT, y DOUBLE NOT NULL DEFAULT (3), z DOUBLE PRIMARY KEY);"##),
-("ids", r##"CREATE STREAM s (a DOUBLE OPTIONS (id = 1), b DOUBLE, c DOUBLE OPTIONS (id = 1), d TEXT OPTIONS (id = 0), e TEXT OPTIONS (id = 4, scale = -1));
+CREATE STREAM weather (y DOUBLE);"##,
+        ),
+        (
+            "reserved_and_repeated_columns",
+            r##"CREATE STREAM s (device TEXT, hour BIGINT, x DOUBLE, x TEXT, y DOUBLE NOT NULL DEFAULT (3), z DOUBLE PRIMARY KEY);"##,
+        ),
+        (
+            "ids",
+            r##"CREATE STREAM s (a DOUBLE OPTIONS (id = 1), b DOUBLE, c DOUBLE OPTIONS (id = 1), d TEXT OPTIONS (id = 0), e TEXT OPTIONS (id = 4, scale = -1));
 CREATE STREAM u (a DOUBLE) WITH (schema = 1);
 CREATE STREAM v (a DOUBLE) WITH (schema = 7);
-CREATE STREAM w (a DOUBLE) WITH (schema = 7);"##),
-("types", r##"CREATE STREAM s (a DUBLE, b TIMESTAMP, c DECIMAL(10, 2), d TEXT[], e MAP(TEXT, TEXT), f, g DOUBLE);"##),
-("types_2", r##"CREATE STREAM s (a DUBLE, b TIMESTAMP, c DECIMAL(10, 2), d TEXT[], e UUID, g DOUBLE);"##),
-("column_slips", r##"CREATE STREAM s (a DOUBLE OPTION (id = 1), b DOUBLE);
+CREATE STREAM w (a DOUBLE) WITH (schema = 7);"##,
+        ),
+        (
+            "types",
+            r##"CREATE STREAM s (a DUBLE, b TIMESTAMP, c DECIMAL(10, 2), d TEXT[], e MAP(TEXT, TEXT), f, g DOUBLE);"##,
+        ),
+        ("types_2", r##"CREATE STREAM s (a DUBLE, b TIMESTAMP, c DECIMAL(10, 2), d TEXT[], e UUID, g DOUBLE);"##),
+        (
+            "column_slips",
+            r##"CREATE STREAM s (a DOUBLE OPTION (id = 1), b DOUBLE);
 CREATE STREAM t (a DOUBLE b DOUBLE);
 CREATE STREAM u (a DOUBLE OPTIONS (unit = "Cel"));
-CREATE STREAM v (a DOUBLE"##),
-("group_position", r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, count(*) AS n FROM telemetry GROUP BY 1, 2, 7;
-CREATE PIPELINE q AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, count(*) AS n FROM telemetry GROUP BY 1, 2, 3;"##),
-("window_end_misplaced", r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, max(window_end()) AS m FROM telemetry WHERE window_end() > ts AND tumble(ts, INTERVAL '1 minute') < ts GROUP BY device, window_start;
-CREATE PIPELINE q AS SELECT ts, tumble(ts, INTERVAL '1 minute') AS w, window_start FROM telemetry;"##),
-("no_effect", r##"CREATE PIPELINE p WITH (lateness = INTERVAL '1 minute') AS SELECT device, ts FROM telemetry;"##),
-("select_without_as", r##"CREATE PIPELINE p SELECT device, ts FROM telemetry;
+CREATE STREAM v (a DOUBLE"##,
+        ),
+        (
+            "group_position",
+            r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, count(*) AS n FROM telemetry GROUP BY 1, 2, 7;
+CREATE PIPELINE q AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, count(*) AS n FROM telemetry GROUP BY 1, 2, 3;"##,
+        ),
+        (
+            "window_end_misplaced",
+            r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, max(window_end()) AS m FROM telemetry WHERE window_end() > ts AND tumble(ts, INTERVAL '1 minute') < ts GROUP BY device, window_start;
+CREATE PIPELINE q AS SELECT ts, tumble(ts, INTERVAL '1 minute') AS w, window_start FROM telemetry;"##,
+        ),
+        (
+            "no_effect",
+            r##"CREATE PIPELINE p WITH (lateness = INTERVAL '1 minute') AS SELECT device, ts FROM telemetry;"##,
+        ),
+        (
+            "select_without_as",
+            r##"CREATE PIPELINE p SELECT device, ts FROM telemetry;
 CREATE PIPELINE q WIHT (retain = INTERVAL '1 day') AS SELECT ts FROM telemetry;
 CREATE PIPELINE r AS SELECT 1 AS one;
-CREATE PIPELINE;"##),
-("clauses_out_of_order", r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start WHERE humidity > 1;
+CREATE PIPELINE;"##,
+        ),
+        (
+            "clauses_out_of_order",
+            r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start WHERE humidity > 1;
 CREATE PIPELINE q AS SELECT device, ts, FROM telemetry;
-CREATE PIPELINE s AS SELECT device ts FROM telemetry WHERE (temperature > 1;"##),
-("too_long", r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry WHERE x + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 > 0;
-CREATE PIPELINE q AS SELECT device, ts FROM telemetry WHERE ((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((1)))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))) > 0;"##),
-] { println!("@@@ {name}\n{}", super::says(sql)); } }
+CREATE PIPELINE s AS SELECT device ts FROM telemetry WHERE (temperature > 1;"##,
+        ),
+        (
+            "too_long",
+            r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry WHERE x + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 > 0;
+CREATE PIPELINE q AS SELECT device, ts FROM telemetry WHERE ((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((1)))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))) > 0;"##,
+        ),
+    ] {
+        println!("@@@ {name}\n{}", super::says(sql));
+    }
+}

@@ -107,8 +107,12 @@ fn a_windowed_pipeline() {
     assert_eq!((window.size_ns, window.device.as_str()), (60 * SECOND, "device"));
     assert!(window.group.starts_with("date_bin("), "{}", window.group);
     assert_eq!((plan.time_column.as_str(), plan.device_column.as_deref()), ("window_start", Some("device")));
-    let columns: Vec<_> =
-        plan.output.fields().iter().map(|f| (f.name().as_str(), f.metadata().get("unit").map(String::as_str))).collect();
+    let columns: Vec<_> = plan
+        .output
+        .fields()
+        .iter()
+        .map(|f| (f.name().as_str(), f.metadata().get("unit").map(String::as_str)))
+        .collect();
     assert_eq!(
         columns,
         [
@@ -134,7 +138,9 @@ fn a_windowed_pipeline() {
 
 #[test]
 fn a_pipeline_without_a_window() {
-    let project = one("SELECT t.*, temperature * 1.8 + 32 AS fahrenheit, now() AS received FROM telemetry t WHERE temperature > 60");
+    let project = one(
+        "SELECT t.*, temperature * 1.8 + 32 AS fahrenheit, now() AS received FROM telemetry t WHERE temperature > 60",
+    );
     let plan = project.pipeline("p").unwrap();
     assert!(plan.window.is_none());
     assert_eq!((plan.time_column.as_str(), plan.device_column.as_deref()), ("ts", Some("device")));
@@ -262,11 +268,31 @@ fn many_files_are_checked_quickly() {
 fn anything_may_be_fed() {
     assert_eq!(says(""), "no errors in 2 files\n");
     for text in [
-        ";;;", "\u{feff}", "CREATE", "CREATE STREAM", "CREATE PIPELINE p", "CREATE PIPELINE p AS", "(((((", ")", "'", "\"",
-        "/*", "--", "CREATE STREAM s (", "CREATE STREAM s ()", "CREATE STREAM s (x", "CREATE STREAM s WITH (", "\0",
-        "CREATE PIPELINE p AS SELECT", "CREATE PIPELINE p AS SELECT * FROM telemetry", "CREATE PIPELINE p AS VALUES (1)",
-        "CREATE PIPELINE p AS TABLE telemetry", "CREATE PIPELINE p AS SELECT * FROM a.b.c", "CREATE PIPELINE p AS (SELECT ts FROM telemetry)",
-        "CREATE PIPELINE p AS SELECT $1 AS x, ts FROM telemetry", "CREATE PIPELINE p AS SELECT @@v AS x, ts FROM telemetry",
+        ";;;",
+        "\u{feff}",
+        "CREATE",
+        "CREATE STREAM",
+        "CREATE PIPELINE p",
+        "CREATE PIPELINE p AS",
+        "(((((",
+        ")",
+        "'",
+        "\"",
+        "/*",
+        "--",
+        "CREATE STREAM s (",
+        "CREATE STREAM s ()",
+        "CREATE STREAM s (x",
+        "CREATE STREAM s WITH (",
+        "\0",
+        "CREATE PIPELINE p AS SELECT",
+        "CREATE PIPELINE p AS SELECT * FROM telemetry",
+        "CREATE PIPELINE p AS VALUES (1)",
+        "CREATE PIPELINE p AS TABLE telemetry",
+        "CREATE PIPELINE p AS SELECT * FROM a.b.c",
+        "CREATE PIPELINE p AS (SELECT ts FROM telemetry)",
+        "CREATE PIPELINE p AS SELECT $1 AS x, ts FROM telemetry",
+        "CREATE PIPELINE p AS SELECT @@v AS x, ts FROM telemetry",
         "CREATE PIPELINE p AS SELECT ts, x.y.z AS q, ts[1] AS r, {} AS s FROM telemetry",
         "CREATE PIPELINE p AS SELECT CAST(ts AS FOO) AS x, ts FROM telemetry GROUP BY ()",
         "CREATE PIPELINE p AS SELECT tumble() AS x, date_bin() AS y, tumble(*) AS z FROM telemetry GROUP BY 1, 2, 3, 99999999999999999999",

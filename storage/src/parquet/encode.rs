@@ -16,6 +16,8 @@ use crate::layout::FileName;
 
 /// Rows of a row group.
 const ROW_GROUP: usize = 1_000_000;
+/// Rows that are copied into their order at a time: the copy of a whole row group would be touched once and dropped.
+const SORT_ROWS: usize = 32_768;
 /// With this many devices a look-up by device is worth a bloom filter; below, the sort order finds it as well.
 const BLOOM_DEVICES: usize = 1_000;
 
@@ -83,9 +85,14 @@ pub fn encode(meta: &FileMeta, batches: &[RecordBatch]) -> Result<Bytes, WriteEr
     let options = ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
     let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options).map_err(|error| failed(&error))?;
     let sources: Vec<&RecordBatch> = batches.iter().collect();
-    for rows in order.rows.chunks(ROW_GROUP) {
-        let sorted = interleave_record_batch(&sources, rows).map_err(|error| failed(&error))?;
-        writer.write(&sorted).map_err(|error| failed(&error))?;
+    let mut places = Vec::with_capacity(SORT_ROWS.min(order.rows.len()));
+    for group in order.rows.chunks(ROW_GROUP) {
+        for rows in group.chunks(SORT_ROWS) {
+            places.clear();
+            places.extend(rows.iter().map(|row| row.place()));
+            let sorted = interleave_record_batch(&sources, &places).map_err(|error| failed(&error))?;
+            writer.write(&sorted).map_err(|error| failed(&error))?;
+        }
         writer.flush().map_err(|error| failed(&error))?;
     }
     Ok(Bytes::from(writer.into_inner().map_err(|error| failed(&error))?))

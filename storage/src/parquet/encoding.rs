@@ -38,10 +38,10 @@ pub(super) fn choose(
 fn mostly_different(column: usize, batches: &[RecordBatch], rows: &[RowRef]) -> bool {
     let step = rows.len().div_ceil(SAMPLE).max(1);
     let mut values: Vec<u64> = Vec::with_capacity(rows.len() / step + 1);
-    for (batch, row) in rows.iter().step_by(step) {
-        let Some(array) = batches.get(*batch).and_then(|batch| batch.columns().get(column)) else { continue };
-        if array.is_valid(*row) {
-            values.push(bits(array.as_ref(), *row));
+    for (batch, row) in rows.iter().step_by(step).map(|row| row.place()) {
+        let Some(array) = batches.get(batch).and_then(|batch| batch.columns().get(column)) else { continue };
+        if array.is_valid(row) {
+            values.push(bits(array.as_ref(), row));
         }
     }
     let all = values.len();

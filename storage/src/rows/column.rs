@@ -14,6 +14,14 @@ use arrow::datatypes::{Field, Float32Type, Float64Type, Int64Type, UInt64Type};
 use arrow::error::ArrowError;
 use device::schema::{FieldType, Value};
 
+/// Gives back room that was not needed: batches wait in memory until files are cut.
+pub(super) fn trim<T>(mut values: Vec<T>) -> Vec<T> {
+    if values.capacity() - values.len() > values.len() / 8 + 64 {
+        values.shrink_to_fit();
+    }
+    values
+}
+
 /// Which rows have a value.
 struct Valid(BooleanBufferBuilder);
 
@@ -36,7 +44,11 @@ pub(super) struct Numbers<T: ArrowPrimitiveType> {
 
 impl<T: ArrowPrimitiveType> Numbers<T> {
     pub(super) fn new() -> Self {
-        Self { values: Vec::new(), valid: Valid::new() }
+        Self::with_capacity(0)
+    }
+
+    pub(super) fn with_capacity(rows: usize) -> Self {
+        Self { values: Vec::with_capacity(rows), valid: Valid::new() }
     }
 
     pub(super) fn set(&mut self, row: usize, value: T::Native) {
@@ -55,7 +67,7 @@ impl<T: ArrowPrimitiveType> Numbers<T> {
 
     pub(super) fn finish(mut self, rows: usize) -> PrimitiveArray<T> {
         self.values.resize(rows, T::Native::default());
-        PrimitiveArray::new(ScalarBuffer::from(self.values), self.valid.finish(rows))
+        PrimitiveArray::new(ScalarBuffer::from(trim(self.values)), self.valid.finish(rows))
     }
 }
 
@@ -68,7 +80,14 @@ pub(super) struct Texts {
 
 impl Texts {
     pub(super) fn new() -> Self {
-        Self { offsets: vec![0], data: Vec::new(), valid: Valid::new() }
+        Self::with_capacity(0)
+    }
+
+    /// With room for `rows` names of usual length.
+    pub(super) fn with_capacity(rows: usize) -> Self {
+        let mut offsets = Vec::with_capacity(rows + 1);
+        offsets.push(0);
+        Self { offsets, data: Vec::with_capacity(rows * 12), valid: Valid::new() }
     }
 
     fn end(&self) -> i32 {
@@ -103,7 +122,8 @@ impl Texts {
 
     fn parts(mut self, rows: usize) -> (OffsetBuffer<i32>, Buffer, Option<NullBuffer>) {
         self.resize(rows);
-        (OffsetBuffer::new(ScalarBuffer::from(self.offsets)), Buffer::from(self.data), self.valid.finish(rows))
+        let offsets = OffsetBuffer::new(ScalarBuffer::from(trim(self.offsets)));
+        (offsets, Buffer::from(trim(self.data)), self.valid.finish(rows))
     }
 
     pub(super) fn finish_text(self, rows: usize) -> Result<StringArray, ArrowError> {

@@ -30,6 +30,9 @@ const SEAL_ROWS: usize = 1 << 20;
 /// can grow a few times over when they are written as JSON.
 const SEAL_BYTES: usize = 64 << 20;
 
+/// Most rows that room is made for before they come.
+const MOST_ROOM: usize = 1 << 16;
+
 /// Name of a table.
 pub type TableName = Arc<str>;
 
@@ -37,6 +40,8 @@ pub type TableName = Arc<str>;
 pub struct RowBuilder {
     catalog: Arc<Catalog>,
     streams: Vec<Option<StreamRows>>,
+    /// How many rows the last batch of each stream had: as many will come again.
+    sizes: Vec<usize>,
     dead_letters: DeadLetters,
     losses: Losses,
     /// Batches that grew too large to go on with.
@@ -51,9 +56,11 @@ impl RowBuilder {
     /// A builder without rows; payloads are read against `catalog`.
     pub fn new(catalog: Arc<Catalog>) -> Self {
         let streams = catalog.streams().iter().map(|_| None).collect();
+        let sizes = vec![0; catalog.streams().len()];
         Self {
             catalog,
             streams,
+            sizes,
             dead_letters: DeadLetters::new(),
             losses: Losses::new(),
             sealed: Vec::new(),
@@ -113,6 +120,7 @@ impl RowBuilder {
         let mut filling = Filling {
             catalog: &self.catalog,
             streams: &mut self.streams,
+            sizes: &self.sizes,
             marks: &mut self.marks,
             device: entry.device.as_str(),
             received: entry.received,
@@ -168,10 +176,11 @@ impl RowBuilder {
     }
 
     fn seal(&mut self) -> Result<(), ArrowError> {
-        for (slot, stream) in self.streams.iter_mut().zip(self.catalog.streams()) {
+        for ((slot, stream), size) in self.streams.iter_mut().zip(self.catalog.streams()).zip(&mut self.sizes) {
             if slot.as_ref().is_some_and(|rows| rows.len() > 0)
                 && let Some(rows) = slot.take()
             {
+                *size = rows.len();
                 self.sealed.push((stream.name.clone(), rows.finish()?));
             }
         }
@@ -193,6 +202,7 @@ impl RowBuilder {
 struct Filling<'a> {
     catalog: &'a Catalog,
     streams: &'a mut [Option<StreamRows>],
+    sizes: &'a [usize],
     marks: &'a mut Vec<(StreamIndex, usize)>,
     device: &'a str,
     received: Timestamp,
@@ -228,7 +238,10 @@ impl RecordSink for Filling<'_> {
         else {
             return false;
         };
-        let rows = slot.get_or_insert_with(|| StreamRows::new(stream));
+        let rows = slot.get_or_insert_with(|| {
+            let usual = self.sizes.get(usize::from(head.stream)).copied().unwrap_or(0);
+            StreamRows::new(stream, (usual + usual / 16).min(MOST_ROOM))
+        });
         if !self.marks.iter().any(|(marked, _)| *marked == head.stream) {
             self.marks.push((head.stream, rows.len()));
         }

@@ -14,7 +14,7 @@ use device::schema::{Stream, Value};
 use device::seq::Epoch;
 use device::time::Timestamp;
 
-use super::column::{Column, Flags, Numbers, Texts};
+use super::column::{Column, Flags, Numbers, Texts, trim};
 use crate::schema::stream_schema;
 
 /// A time column, from numbers.
@@ -51,19 +51,20 @@ pub(super) struct StreamRows {
 }
 
 impl StreamRows {
-    pub(super) fn new(stream: &Stream) -> Self {
+    /// With room for `rows` rows in the columns that every row has.
+    pub(super) fn new(stream: &Stream, rows: usize) -> Self {
         Self {
             schema: stream_schema(stream),
-            device: Texts::new(),
-            epoch: Vec::new(),
-            seq: Vec::new(),
-            ts: Vec::new(),
-            ts_device: Numbers::new(),
-            ts_ingest: Vec::new(),
-            clock_err: Numbers::new(),
-            clock_q: Vec::new(),
-            schema_minor: Vec::new(),
-            flags: Vec::new(),
+            device: Texts::with_capacity(rows),
+            epoch: Vec::with_capacity(rows),
+            seq: Vec::with_capacity(rows),
+            ts: Vec::with_capacity(rows),
+            ts_device: Numbers::with_capacity(rows),
+            ts_ingest: Vec::with_capacity(rows),
+            clock_err: Numbers::with_capacity(rows),
+            clock_q: Vec::with_capacity(rows),
+            schema_minor: Vec::with_capacity(rows),
+            flags: Vec::with_capacity(rows),
             assured: Flags::new(),
             extra: Texts::new(),
             fields: stream.fields.iter().map(|field| Column::new(field.kind)).collect(),
@@ -131,15 +132,15 @@ impl StreamRows {
         let rows = self.len();
         let mut columns: Vec<ArrayRef> = vec![
             Arc::new(self.device.finish_text(rows)?),
-            Arc::new(Int64Array::from(self.epoch)),
-            Arc::new(Int64Array::from(self.seq)),
-            Arc::new(times(self.ts)),
+            Arc::new(Int64Array::from(trim(self.epoch))),
+            Arc::new(Int64Array::from(trim(self.seq))),
+            Arc::new(times(trim(self.ts))),
             Arc::new(in_utc(self.ts_device.finish(rows))),
-            Arc::new(times(self.ts_ingest)),
+            Arc::new(times(trim(self.ts_ingest))),
             Arc::new(self.clock_err.finish(rows)),
-            Arc::new(UInt8Array::from(self.clock_q)),
-            Arc::new(UInt16Array::from(self.schema_minor)),
-            Arc::new(UInt32Array::from(self.flags)),
+            Arc::new(UInt8Array::from(trim(self.clock_q))),
+            Arc::new(UInt16Array::from(trim(self.schema_minor))),
+            Arc::new(UInt32Array::from(trim(self.flags))),
             Arc::new(self.assured.finish(rows)),
             Arc::new(self.extra.finish_text(rows)?),
         ];

@@ -1,7 +1,7 @@
 //! Plain records: a JSON or CBOR object with text keys, or an array of such objects.
 //!
-//! Each record is passed over twice: first for the reserved keys, which say which stream and number it is, then
-//! for its values. The formats differ only in their [`Source`].
+//! Each record is passed over once for the reserved keys, which say which stream and number it is, and to note where
+//! its fields stand; then its values are read. The formats differ only in their [`Source`].
 
 mod cbor;
 mod json;
@@ -15,7 +15,7 @@ use super::value::{Misfit, Raw};
 use super::wire::Fault;
 use super::{Head, MAX_DEPTH, MAX_PLAIN, MAX_RECORDS, RecordSink, Refusal};
 use crate::entry::Reason;
-use crate::schema::{Catalog, StreamIndex};
+use crate::schema::{Catalog, FieldType, StreamIndex, Value};
 use crate::seq::MAX_SEQ;
 use crate::time::Timestamp;
 use cbor::CborSource;
@@ -53,6 +53,11 @@ trait Source<'a>: Copy {
     fn skip(&mut self, depth: usize) -> Result<(), Fault>;
     /// Passes over a value and appends it as JSON.
     fn copy(&mut self, depth: usize, out: &mut String) -> Result<(), Fault>;
+    /// A double in binary, if one stands here; the common reading, without the way through a [`Node`].
+    #[inline]
+    fn double(&mut self) -> Option<f64> {
+        None
+    }
     /// Nothing follows.
     fn end(&mut self) -> Result<(), Fault>;
 }
@@ -135,6 +140,33 @@ fn reserved(key: &str) -> Option<u8> {
     }
 }
 
+/// Where the fields of a record stand: their names, and the source at each value. The first few need no allocation.
+struct Spots<'a, S> {
+    first: [Option<(Cow<'a, str>, S)>; 8],
+    more: Vec<(Cow<'a, str>, S)>,
+    len: usize,
+}
+
+impl<'a, S> Spots<'a, S> {
+    fn new() -> Self {
+        Self { first: [const { None }; 8], more: Vec::new(), len: 0 }
+    }
+
+    #[inline]
+    fn push(&mut self, name: Cow<'a, str>, at: S) {
+        match self.first.get_mut(self.len) {
+            Some(slot) => *slot = Some((name, at)),
+            None => self.more.push((name, at)),
+        }
+        self.len += 1;
+    }
+
+    #[inline]
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut (Cow<'a, str>, S)> {
+        self.first.iter_mut().map_while(Option::as_mut).chain(&mut self.more)
+    }
+}
+
 struct Reader<'c> {
     catalog: &'c Catalog,
     row: Row<'c>,
@@ -150,33 +182,34 @@ impl Reader<'_> {
         index: u32,
         sink: &mut impl RecordSink,
     ) -> Result<(), Refusal> {
-        let mut ahead = *source;
-        let head = self.head(&mut ahead, items, index)?;
+        let mut spots = Spots::new();
+        let head = self.head(source, items, index, &mut spots)?;
         if !sink.start(&head) {
-            *source = ahead;
             return Ok(());
         }
         self.row.start(&head);
-        let mut items = items;
-        while let Some(key) = source.key(&mut items).map_err(bad)? {
-            if reserved(&key).is_some() {
-                source.skip(MAX_DEPTH - 2).map_err(bad)?;
-            } else {
-                self.field(source, &key, MAX_DEPTH - 2, sink)?;
-            }
+        for (name, at) in spots.iter_mut() {
+            self.field(at, name, MAX_DEPTH - 2, sink)?;
         }
         self.row.finish(sink);
         Ok(())
     }
 
-    /// What the reserved keys say; leaves `source` behind the record.
+    /// What the reserved keys say, and where the fields stand; leaves `source` behind the record.
     #[inline]
-    fn head<'a, S: Source<'a>>(&self, source: &mut S, mut items: S::Items, index: u32) -> Result<Head, Refusal> {
+    fn head<'a, S: Source<'a>>(
+        &self,
+        source: &mut S,
+        mut items: S::Items,
+        index: u32,
+        spots: &mut Spots<'a, S>,
+    ) -> Result<Head, Refusal> {
         let (mut ts, mut seq, mut epoch, mut stream) = (None, None, None, 0);
         let mut minor = None;
         let mut seen = 0u8;
         while let Some(key) = source.key(&mut items).map_err(bad)? {
             let Some(number) = reserved(&key) else {
+                spots.push(key, *source);
                 source.skip(MAX_DEPTH - 2).map_err(bad)?;
                 continue;
             };
@@ -227,6 +260,18 @@ impl Reader<'_> {
     ) -> Result<(), Refusal> {
         let at = source.at();
         let before = *source;
+        if let Some(double) = source.double() {
+            if let Some(column) = self.row.named(name)
+                && column.field.kind == FieldType::F64
+            {
+                if !self.row.first(column) {
+                    return Err(twice(name, at));
+                }
+                sink.value(column.index, Value::F64(double));
+                return Ok(());
+            }
+            *source = before;
+        }
         let node = source.node().map_err(bad)?;
         if let Node::Map(items) = node {
             return self.nested(source, before, items, name, depth, sink);

@@ -98,7 +98,11 @@ fn json_values() {
     check(r#"{}"#, "", None);
     check(r#"{"a":1.5,"b":-7,"c":"x"}"#, r#"a=F64(1.5) b=I64(-7) c=Text("x")"#, None);
     check(" {\n\"c\" : \"\\u00e9\\ud83d\\ude00\\n\\/\" , \"a\" : 1 } \t", r#"c=Text("é😀\n/") a=F64(1.0)"#, None);
-    check(r#"{"b":9223372036854775807,"u":18446744073709551615}"#, "b=I64(9223372036854775807) u=U64(18446744073709551615)", None);
+    check(
+        r#"{"b":9223372036854775807,"u":18446744073709551615}"#,
+        "b=I64(9223372036854775807) u=U64(18446744073709551615)",
+        None,
+    );
     check(r#"{"a":0.1,"f":0.1}"#, "a=F64(0.1) f=F32(0.1)", None);
     check(r#"{"a":-0.0,"b":1e3}"#, "a=F64(-0.0) b=I64(1000)", None);
     check(r#"{"on":true,"raw":"AQI="}"#, "on=Bool(true) raw=Bytes([1, 2])", None);
@@ -124,7 +128,8 @@ fn json_nesting_and_extra() {
 fn json_reserved_keys() {
     let json = r#"[{"a":1,"seq":7,"ts":"2026-01-31T23:59:59.123456789+01:00"},{"epoch":9,"seq":0,"ts":-1,"schema":"other","a":1},{"ts":null}]"#;
     let rows = rows(json.as_bytes()).unwrap();
-    let heads: Vec<_> = rows.iter().map(|row| (row.head.index, row.head.stream, row.head.epoch, row.head.seq, row.head.ts)).collect();
+    let heads: Vec<_> =
+        rows.iter().map(|row| (row.head.index, row.head.stream, row.head.epoch, row.head.seq, row.head.ts)).collect();
     let ts = Timestamp(1_769_900_399_123_456_789);
     assert_eq!(heads[0], (0, 0, None, Some(7), Some(ts)));
     assert_eq!(heads[1], (1, 1, Some(9), Some(0), Some(Timestamp(-1))));
@@ -151,7 +156,11 @@ fn json_refusals() {
     refused(b"{\"c\":\"a\nb\"}", Reason::BadPayload, "control character");
     refused(b"{\"c\":\"\xff\"}", Reason::BadPayload, "not UTF-8 from byte 6 on");
     refused(br#"{"a":"hot"}"#, Reason::SchemaMismatch, "record 0: field `a` holds DOUBLE, found text, at byte 5");
-    refused(br#"[{},{"b":1.5}]"#, Reason::SchemaMismatch, "record 1: field `b` holds BIGINT, the number has a fraction");
+    refused(
+        br#"[{},{"b":1.5}]"#,
+        Reason::SchemaMismatch,
+        "record 1: field `b` holds BIGINT, the number has a fraction",
+    );
     refused(br#"{"b":9223372036854775808}"#, Reason::SchemaMismatch, "out of its range");
     refused(br#"{"a":1e999}"#, Reason::SchemaMismatch, "out of its range");
     refused(br#"{"c":5}"#, Reason::SchemaMismatch, "holds TEXT, found a number");
@@ -252,7 +261,10 @@ fn record(ts: i64, values: &[(u32, OwnedValue)]) -> FrameRecord {
 fn frames_in_both_layouts() {
     let records = [
         record(1_001, &[(1, OwnedValue::F64(1.5)), (2, OwnedValue::I64(-4)), (11, OwnedValue::I64(1234))]),
-        record(990, &[(2, OwnedValue::I64(100)), (8, OwnedValue::F64List(vec![1.0, 2.0])), (77, OwnedValue::Bytes(vec![1]))]),
+        record(
+            990,
+            &[(2, OwnedValue::I64(100)), (8, OwnedValue::F64List(vec![1.0, 2.0])), (77, OwnedValue::Bytes(vec![1]))],
+        ),
         record(5_000, &[(1, OwnedValue::F64(f64::INFINITY)), (77, OwnedValue::I64(3)), (11, OwnedValue::I64(-1))]),
     ];
     for layout in [Layout::Rows, Layout::Columns] {

@@ -63,6 +63,27 @@ impl<'a> Wire<'a> {
         Err(Fault { at, what })
     }
 
+    /// The value of an item that is one byte long: `kind` are its three highest bits, and small numbers and lengths
+    /// stand in the other five. Nearly every item of a frame but its readings is of this kind.
+    #[inline(always)]
+    fn short(&mut self, kind: u8) -> Option<u64> {
+        let byte = self.peek()?;
+        if byte >> 5 == kind && byte & 31 < 24 {
+            self.at += 1;
+            return Some(u64::from(byte & 31));
+        }
+        None
+    }
+
+    /// A double in eight bytes, if one stands here: the common reading.
+    #[inline(always)]
+    pub(crate) fn double(&mut self) -> Option<f64> {
+        let rest = self.bytes.get(self.at..)?;
+        let [0xfb, a, b, c, d, e, f, g, h, ..] = *rest else { return None };
+        self.at += 9;
+        Some(f64::from_be_bytes([a, b, c, d, e, f, g, h]))
+    }
+
     #[inline]
     fn take(&mut self, len: u64) -> Result<&'a [u8], Fault> {
         let slice = usize::try_from(len)
@@ -155,6 +176,9 @@ impl<'a> Wire<'a> {
     #[inline]
     pub(crate) fn array(&mut self, what: &'static str) -> Result<u64, Fault> {
         let at = self.at;
+        if let Some(len) = self.short(4) {
+            return self.fits(at, Some(len), 1).map(|_| len);
+        }
         match self.item()? {
             Item::Array(Some(len)) => Ok(len),
             Item::Array(None) => Self::fault(at, INDEFINITE),
@@ -166,6 +190,9 @@ impl<'a> Wire<'a> {
     #[inline]
     pub(crate) fn map(&mut self, what: &'static str) -> Result<u64, Fault> {
         let at = self.at;
+        if let Some(len) = self.short(5) {
+            return self.fits(at, Some(len), 2).map(|_| len);
+        }
         match self.item()? {
             Item::Map(Some(len)) => Ok(len),
             Item::Map(None) => Self::fault(at, INDEFINITE),
@@ -176,6 +203,9 @@ impl<'a> Wire<'a> {
     #[inline]
     pub(crate) fn uint(&mut self, what: &'static str) -> Result<u64, Fault> {
         let at = self.at;
+        if let Some(value) = self.short(0) {
+            return Ok(value);
+        }
         match self.item()? {
             Item::Uint(value) => Ok(value),
             _ => Self::fault(at, what),
@@ -185,6 +215,9 @@ impl<'a> Wire<'a> {
     #[inline]
     pub(crate) fn int(&mut self, what: &'static str) -> Result<i64, Fault> {
         let at = self.at;
+        if let Some(value) = self.short(0) {
+            return Ok(value as i64);
+        }
         let value = match self.item()? {
             Item::Uint(value) => i64::try_from(value).ok(),
             Item::Nint(value) => i64::try_from(value).ok().map(|value| -1 - value),
@@ -198,6 +231,9 @@ impl<'a> Wire<'a> {
 
     /// Passes over one whole value that nests at most `depth` deep. `indefinite` says whether lengths may be open.
     pub(crate) fn skip(&mut self, depth: usize, indefinite: bool) -> Result<(), Fault> {
+        if self.skip_flat() {
+            return Ok(());
+        }
         let at = self.at;
         let mut items = match self.item()? {
             Item::Array(Some(len)) => len,
@@ -217,6 +253,31 @@ impl<'a> Wire<'a> {
             self.skip(depth - 1, indefinite)?;
         }
         Ok(())
+    }
+
+    /// Passes over a number or a short text, if one stands here. False: look at it properly.
+    #[inline]
+    fn skip_flat(&mut self) -> bool {
+        let Some(byte) = self.peek() else { return false };
+        let len = match byte {
+            0x00..=0x17 | 0x20..=0x37 | 0xf4..=0xf6 => 1,
+            0x18 | 0x38 => 2,
+            0x19 | 0x39 | 0xf9 => 3,
+            0x1a | 0x3a | 0xfa => 5,
+            0x1b | 0x3b | 0xfb => 9,
+            0x60..=0x77 => {
+                let len = 1 + usize::from(byte & 31);
+                let text = self.bytes.get(self.at + 1..self.at + len);
+                if !text.is_some_and(<[u8]>::is_ascii) {
+                    return false;
+                }
+                len
+            }
+            _ => return false,
+        };
+        let fits = len <= self.left();
+        self.at += if fits { len } else { 0 };
+        fits
     }
 
     fn skip_open(&mut self, at: usize, depth: usize, group: u8) -> Result<(), Fault> {
@@ -288,6 +349,37 @@ mod tests {
         check(&[0xe0], Err("a simple value that has no meaning here"));
         check(&[0x1c], Err("not CBOR: a reserved length"));
         check(&[], Err(ENDS));
+    }
+
+    #[test]
+    fn the_short_ways_agree_with_the_long_one() {
+        for first in 0..=255u8 {
+            for tail in [&[][..], &[1], b"abcdefghijklmnopqrstuvwxyz", &[0xff; 40], &[0; 40]] {
+                let bytes = [&[first], tail].concat();
+                let mut long = Wire::new(&bytes, 0);
+                let item = long.item();
+                let mut short = Wire::new(&bytes, 0);
+                match short.double() {
+                    Some(value) => assert_eq!(item.map(|_| value.to_bits()), Ok(f64::to_bits(value)), "{bytes:02x?}"),
+                    None => assert_eq!(short.at, 0),
+                }
+                let mut short = Wire::new(&bytes, 0);
+                if short.skip_flat() {
+                    assert!(item.is_ok(), "{bytes:02x?}");
+                    assert_eq!(short.at, long.at, "{bytes:02x?}");
+                }
+                for kind in [0, 4, 5] {
+                    let mut short = Wire::new(&bytes, 0);
+                    if let Some(value) = short.short(kind) {
+                        let expected = match Wire::new(&bytes, 0).head() {
+                            Ok((major, _, Some(value))) if major == kind => Some(value),
+                            _ => None,
+                        };
+                        assert_eq!(Some(value), expected, "{bytes:02x?}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -9,8 +9,12 @@ fn epochs() -> impl Strategy<Value = Epoch> {
 fn bodies() -> impl Strategy<Value = Body> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..50).prop_map(Bytes::from);
     let format = prop::sample::select(vec![PayloadFormat::Frame, PayloadFormat::Json, PayloadFormat::Cbor]);
-    let run = (any::<u16>(), 1u32..2000, epochs(), 0..MAX_SEQ - 2000)
-        .prop_map(|(index, len, epoch, seq)| Run { index: u32::from(index), len, epoch, seq });
+    let run = (any::<u16>(), 1u32..2000, epochs(), 0..MAX_SEQ - 2000).prop_map(|(index, len, epoch, seq)| Run {
+        index: u32::from(index),
+        len,
+        epoch,
+        seq,
+    });
     let stamps = prop::collection::vec(any::<i64>().prop_map(Timestamp), 0..4);
     let records = (format, bytes(), prop::collection::vec(run, 1..4), stamps, any::<bool>()).prop_map(
         |(format, payload, runs, stamps, assured)| Body::Records(Records { format, payload, runs, stamps, assured }),
@@ -30,12 +34,19 @@ fn bodies() -> impl Strategy<Value = Body> {
 
 fn log_records() -> impl Strategy<Value = LogRecord> {
     let device = "[a-zA-Z0-9._~-]{1,6}".prop_map(|name| DeviceId::new(&name).unwrap());
-    let entry = (device, any::<i64>(), bodies())
-        .prop_map(|(device, received, body)| Entry { device, received: Timestamp(received), body });
+    let entry = (device, any::<i64>(), bodies()).prop_map(|(device, received, body)| Entry {
+        device,
+        received: Timestamp(received),
+        body,
+    });
     let batch = prop::collection::vec(entry, 0..6).prop_map(LogBody::Batch);
-    let barrier = (any::<u64>(), any::<bool>(), any::<u64>())
-        .prop_map(|(barrier, cut, catalog)| LogBody::Barrier { barrier: Barrier(barrier), cut, catalog });
-    (any::<i64>(), prop_oneof![4 => batch, 1 => barrier]).prop_map(|(time, body)| LogRecord { time: Timestamp(time), body })
+    let barrier = (any::<u64>(), any::<bool>(), any::<u64>()).prop_map(|(barrier, cut, catalog)| LogBody::Barrier {
+        barrier: Barrier(barrier),
+        cut,
+        catalog,
+    });
+    (any::<i64>(), prop_oneof![4 => batch, 1 => barrier])
+        .prop_map(|(time, body)| LogRecord { time: Timestamp(time), body })
 }
 
 fn encoded(record: &LogRecord) -> Bytes {

@@ -7,7 +7,7 @@ use crate::payload::row::{Column, Row};
 use crate::payload::value::{Misfit, Raw};
 use crate::payload::wire::{Fault, Item, Wire};
 use crate::payload::{Head, MAX_DEPTH, RecordSink, Refusal};
-use crate::schema::{Catalog, StreamIndex};
+use crate::schema::{Catalog, FieldType, StreamIndex, Value};
 use crate::time::Timestamp;
 
 /// How deep a value inside a record may nest: it stands inside body, record and map.
@@ -152,6 +152,12 @@ fn value<'c>(
     row: &mut Row<'c>,
     sink: &mut impl RecordSink,
 ) -> Result<(), Refusal> {
+    if column.field.kind == FieldType::F64
+        && let Some(double) = wire.double()
+    {
+        sink.value(column.index, Value::F64(double));
+        return Ok(());
+    }
     let at = wire.at();
     let item = wire.item().map_err(bad)?;
     match (item, scalar(item)) {

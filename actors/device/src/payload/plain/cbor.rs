@@ -71,6 +71,11 @@ impl<'a> Source<'a> for CborSource<'a> {
         put_cbor(&mut self.0, depth, true, out)
     }
 
+    #[inline]
+    fn double(&mut self) -> Option<f64> {
+        self.0.double()
+    }
+
     fn end(&mut self) -> Result<(), Fault> {
         match self.0.left() {
             0 => Ok(()),
