@@ -113,10 +113,10 @@ impl Node {
         let shard = self.shard(device);
         if let Some(handle) = shard.if_awake(device) {
             let (reply, answer) = oneshot::channel();
-            if handle.tell(DeviceMessage::Ledger(reply)) {
-                if let Ok(ledger) = answer.await {
-                    return Ok(ledger);
-                }
+            if handle.tell(DeviceMessage::Ledger(reply))
+                && let Ok(ledger) = answer.await
+            {
+                return Ok(ledger);
             }
         }
         Ok(shard.load(device, true).await?.ledger())

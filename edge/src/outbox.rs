@@ -52,7 +52,7 @@ pub struct OutboxConfig {
 }
 
 /// Smallest useful outbox: eight segments that hold a largest record each.
-pub const MIN_BYTES: u64 = 8 * 64 << 10;
+pub const MIN_BYTES: u64 = 8 * (64 << 10);
 
 /// What a segment counts for at least: a block of the file system. It also bounds their number.
 const MIN_SEGMENT_COST: u64 = 512;

@@ -68,11 +68,17 @@ enum BusError {
     #[error("the router cannot be started: {0}")]
     Start(String),
     #[error("a link of the router reports: {0}")]
-    Link(#[from] rumqttd::local::LinkError),
+    Link(Box<rumqttd::local::LinkError>),
     #[error("the router has not given back a message in time")]
     Silent,
     #[error("the task that starts the router ended")]
     Task(#[from] tokio::task::JoinError),
+}
+
+impl From<rumqttd::local::LinkError> for BusError {
+    fn from(error: rumqttd::local::LinkError) -> Self {
+        Self::Link(Box::new(error))
+    }
 }
 
 /// The far side: gets the content of every parcel, in order.

@@ -95,10 +95,10 @@ fn granularity(partition: sql::Granularity) -> Granularity {
 /// closed before) is written as its rows say.
 pub(crate) fn spec_of(specs: &BTreeMap<String, TableSpec>, table: &str, batches: &[RecordBatch]) -> TableSpec {
     let schema = batches.first().map(RecordBatch::schema);
-    if let Some(spec) = specs.get(table) {
-        if schema.as_ref().is_none_or(|schema| same_columns(schema, &spec.schema)) {
-            return spec.clone();
-        }
+    if let Some(spec) = specs.get(table)
+        && schema.as_ref().is_none_or(|schema| same_columns(schema, &spec.schema))
+    {
+        return spec.clone();
     }
     let schema = schema.unwrap_or_else(|| Arc::new(arrow::datatypes::Schema::empty()));
     let time = schema

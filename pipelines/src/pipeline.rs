@@ -103,7 +103,7 @@ pub struct Pipeline {
 
 enum Query {
     Rows { stage: Stage, now: i64, done: Vec<RecordBatch> },
-    Windows { cut: Box<Windowed>, operator: Operator, marks: Watermarks, late: Late },
+    Windows { cut: Box<Windowed>, operator: Box<Operator>, marks: Box<Watermarks>, late: Late },
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -127,8 +127,8 @@ impl Pipeline {
         let query = match parts {
             Cut::Rows(stage) => Query::Rows { stage, now: i64::MIN, done: Vec::new() },
             Cut::Windows(cut) => {
-                let operator = Operator::new(Arc::clone(&cut.aggregates), cut.windows, Store::default());
-                Query::Windows { cut, operator, marks: Watermarks::default(), late: Late::default() }
+                let operator = Box::new(Operator::new(Arc::clone(&cut.aggregates), cut.windows, Store::default()));
+                Query::Windows { cut, operator, marks: Box::default(), late: Late::default() }
             }
         };
         Ok(Self {
@@ -161,7 +161,7 @@ impl Pipeline {
         match &mut this.query {
             Query::Rows { now, .. } => *now = state.now,
             Query::Windows { operator, marks, .. } => {
-                *marks = Watermarks::restore(state.devices, state.floor, state.now);
+                **marks = Watermarks::restore(state.devices, state.floor, state.now);
                 *operator.store_mut() = Store::restore(state.segments)?;
             }
         }
@@ -362,10 +362,8 @@ impl Pipeline {
 
     fn take(&mut self, evaluated: Evaluated) -> Result<(), PipelineError> {
         match (&mut self.query, evaluated) {
-            (Query::Rows { done, .. }, Evaluated::Rows(batch)) => {
-                if batch.num_rows() > 0 {
-                    done.push(RecordBatch::try_new(Arc::clone(&self.output), batch.columns().to_vec())?);
-                }
+            (Query::Rows { done, .. }, Evaluated::Rows(batch)) if batch.num_rows() > 0 => {
+                done.push(RecordBatch::try_new(Arc::clone(&self.output), batch.columns().to_vec())?);
             }
             (Query::Windows { operator, marks, late, .. }, Evaluated::Input(input)) => {
                 operator.update(&input, marks, late)?;

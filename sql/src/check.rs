@@ -32,8 +32,25 @@ pub(crate) struct Names {
     pub(crate) meanings: HashMap<String, Meaning>,
 }
 
+/// Stack for planning: DataFusion walks an expression by recursion, and the longest one that is taken needs more than
+/// the two megabytes that threads have by default.
+const STACK: usize = 64 << 20;
+
 /// Reads, checks and plans all files as one project. All mistakes of all files in one run, by file and line.
 pub fn check(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
+    let done = std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("check".to_owned()).stack_size(STACK);
+        builder.spawn_scoped(scope, || check_all(files)).map(|thread| thread.join())
+    });
+    match done {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        // No thread to be had: the stack at hand is enough for all but the longest expressions.
+        Err(_) => check_all(files),
+    }
+}
+
+fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
     let mut found = Vec::new();
     let mut names = Names { streams: Vec::new(), meanings: HashMap::new() };
     let mut places: HashMap<String, (&str, Span)> = HashMap::new();

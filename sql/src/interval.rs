@@ -160,7 +160,7 @@ mod tests {
             ("1 month", None, Err(Wrong::Calendar("month".into()))),
             ("1 mon", None, Err(Wrong::Calendar("month".into()))),
             ("1 century", None, Err(Wrong::Calendar("century".into()))),
-            ("10 minuts", None, Err(Wrong::Unit("minuts".into(), Some("minutes".into())))),
+            ("10 minuts", None, Err(Wrong::Unit("minuts".into(), Some("minute".into())))),
             ("10 lightyear", None, Err(Wrong::Unit("lightyear".into(), None))),
             ("3 secs 1", None, Err(Wrong::Form)),
         ] {

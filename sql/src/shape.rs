@@ -59,11 +59,10 @@ impl Refusals<'_> {
 
     fn whole(&self) -> Span {
         let ends = self.tokens.first().zip(self.tokens.last());
-        let span = ends.map_or(Span::from(datafusion::sql::sqlparser::tokenizer::Span::empty()), |(a, b)| Span {
+        ends.map_or(Span::from(datafusion::sql::sqlparser::tokenizer::Span::empty()), |(a, b)| Span {
             start: Span::from(a.span).start,
             end: Span::from(b.span).end,
-        });
-        span
+        })
     }
 
     fn refuse(&mut self, code: &'static str, words: &[&str], message: &str, help: &str) {
@@ -220,7 +219,7 @@ fn source(r: &mut Refusals<'_>, select: &Select) -> Option<Source> {
         }
     };
     let TableWithJoins { relation, joins } = first;
-    if joins.first().is_some() {
+    if !joins.is_empty() {
         let message = "this version cannot join in a pipeline yet";
         let help = "send what you need as a field of the stream, or join when you query the Parquet tables";
         r.refuse(code::NOT_YET, &["JOIN"], message, help);

@@ -3,6 +3,8 @@
 //! A device and the reference model get the same messages under duplication, disorder, loss and crashes (back to
 //! any earlier snapshot, then replay of what was committed) and have to agree after every step.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -336,7 +338,7 @@ fn frame(epoch: u64, seq: u64, records: u64, losses: &[(u64, u64)], last: bool) 
         schema_version: SchemaVersion { major: 1, minor: 0 },
         base_time: Timestamp(START),
         send_time: Timestamp(START),
-        layout: if seq % 2 == 0 { Layout::Rows } else { Layout::Columns },
+        layout: if seq.is_multiple_of(2) { Layout::Rows } else { Layout::Columns },
         flags: if last { LAST_FRAME } else { 0 },
         losses: losses.collect(),
         ..FrameHeader::default()

@@ -1,5 +1,7 @@
 //! The architecture as a test: which crate may know which, how long a file may be, what a file must say of itself.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

@@ -200,7 +200,10 @@ impl EpochState {
     pub fn stage(&mut self, from: u64, to: u64) {
         if from == 0 {
             self.zero = Zero::Staged;
-            return if to > 0 { self.stage(1, to) } else { () };
+            if to > 0 {
+                self.stage(1, to);
+            }
+            return;
         }
         if from != self.staged_to + 1 {
             return self.disorder().staged.insert(from, to);
@@ -213,7 +216,10 @@ impl EpochState {
     pub fn unstage(&mut self, from: u64, to: u64) {
         if from == 0 {
             self.zero = Zero::New;
-            return if to > 0 { self.unstage(1, to) } else { () };
+            if to > 0 {
+                self.unstage(1, to);
+            }
+            return;
         }
         if to > self.staged_to {
             self.disorder().staged.remove(from, to);

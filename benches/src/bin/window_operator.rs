@@ -282,7 +282,7 @@ fn compare(found: &RecordBatch, expected: &RecordBatch) -> Result<Vec<(String, f
         });
         let largest = difference.fold(0.0, f64::max);
         let bound = if field.name() == "v_p95" { 0.05 } else { 1e-9 };
-        if !(largest <= bound) {
+        if largest.is_nan() || largest > bound {
             return Err(format!("{} differs by {largest:e}", field.name()).into());
         }
         out.push((field.name().clone(), largest));

@@ -84,7 +84,7 @@ pub(super) struct Task {
 enum Woke {
     Command(Option<Command>),
     Incoming(Result<Vec<Incoming>, MqttError>),
-    Connected(Result<Link, MqttError>),
+    Connected(Result<Box<Link>, MqttError>),
     Timer,
 }
 
@@ -164,7 +164,7 @@ impl Task {
                     }
                 }
                 Woke::Incoming(Err(error)) => self.disconnected(&error).await,
-                Woke::Connected(Ok(link)) => self.connected(link).await,
+                Woke::Connected(Ok(link)) => self.connected(*link).await,
                 Woke::Connected(Err(error)) => {
                     self.connecting = None;
                     tracing::debug!(device = %self.config.device, %error, "cannot connect");
@@ -208,7 +208,7 @@ impl Task {
         tokio::select! {
             command = inbox.recv(), if accepts => Woke::Command(command),
             incoming = next(link), if link.is_some() => Woke::Incoming(incoming),
-            connected = finish(connecting), if connecting.is_some() => Woke::Connected(connected),
+            connected = finish(connecting), if connecting.is_some() => Woke::Connected(connected.map(Box::new)),
             () = sleep_until(wake), if wake.is_some() => Woke::Timer,
         }
     }

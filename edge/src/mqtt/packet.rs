@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 use mqtt_protocol_core::mqtt::packet::{
-    ContentType, GenericPacketTrait, Packet, Properties, Property, Qos, SubEntry, SubOpts, v3_1_1, v5_0,
+    ContentType, GenericPacketTrait, Packet, Property, Qos, SubEntry, SubOpts, v3_1_1, v5_0,
 };
 use mqtt_protocol_core::mqtt::result_code::{ConnectReasonCode, ConnectReturnCode, PubackReasonCode};
 
@@ -70,9 +70,8 @@ pub(super) fn publish(protocol: Protocol, id: Option<u16>, message: &Outgoing<'_
                 publish = publish.packet_id(id).dup(message.dup);
             }
             if let Some(content_type) = message.content_type {
-                let mut properties = Properties::new();
-                properties.push(Property::ContentType(ContentType::new(content_type).map_err(broken)?));
-                publish = publish.props(properties);
+                let content_type = ContentType::new(content_type).map_err(broken)?;
+                publish = publish.props(vec![Property::ContentType(content_type)]);
             }
             publish.build().map_err(broken)?.into()
         }

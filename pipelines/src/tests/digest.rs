@@ -81,7 +81,7 @@ fn nothing_but_nulls_gives_null_and_filters_hold() {
     );
     let (plan, schema) = plan(&text);
     let outcome = run(&plan, &schema, &events, How { chop: 30, gather: 31, restore_each: Some(2) });
-    let largest = (0..400).rev().find(|k| k % 2 == 1 && k % 5 > 0 && k % 7 < 3 && k % 3 > 0).map(|k| f64::from(k));
+    let largest = (0..400).rev().find(|k| k % 2 == 1 && k % 5 > 0 && k % 7 < 3 && k % 3 > 0).map(f64::from);
     assert_eq!(column(&outcome.batches(), 3), [None, largest]);
     let median = column(&outcome.batches(), 2);
     assert_eq!(median[0], None);

@@ -1,6 +1,6 @@
 //! What `check` says to whole files.
 
-mod print;
+mod mistakes;
 mod projects;
 
 use crate::{SourceFile, check, render_all};

@@ -221,7 +221,7 @@ fn fingerprints() {
     let stream = "(x DOUBLE OPTIONS (unit = 'm'), y TEXT)";
     let query = "SELECT device, tumble(ts, INTERVAL '1 hour') AS w, max(x) AS x FROM s WHERE x > 1 GROUP BY device, w";
     let base = print(stream, "", query);
-    assert_eq!(base, print(stream, "", &query.replace(' ', "\n  /* c */ ").replace("SELECT", "select")));
+    assert_eq!(base, print(stream, "", &query.replace(" FROM", "\n  /* c */  FROM").replace("SELECT", "select")));
     // The whole project changes, the pipeline need not restart.
     for (stream, options) in [
         ("(x DOUBLE OPTIONS (unit = 'm'), y TEXT, z DOUBLE)", ""),

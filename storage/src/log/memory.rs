@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn passes_the_suite() {
-        suite::run(|| MemoryLog::new());
+        suite::run(MemoryLog::new);
     }
 
     #[test]

@@ -91,7 +91,7 @@ fn admitted_records_become_rows_under_their_numbers() {
     assert_eq!(texts(rows, "extra"), [None, Some(r#"{"unknown":[1]}"#), None]);
     let time = |column| rows.column_by_name(column).unwrap().as_primitive::<TimestampNanosecondType>();
     assert_eq!(time("ts").values().to_vec(), [NOW.0 - 1_000_000_000, NOW.0, NOW.0]);
-    assert_eq!(time("ts_device").is_valid(0), true);
+    assert!(time("ts_device").is_valid(0));
     assert_eq!(time("ts_device").null_count(), 2);
     assert_eq!(time("ts_ingest").values().to_vec(), [NOW.0; 3]);
     let quality = rows.column_by_name("clock_q").unwrap().as_primitive::<UInt8Type>();

@@ -1,3 +1,5 @@
+//! The dedup window against a plain set of numbers.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

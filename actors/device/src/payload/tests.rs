@@ -1,3 +1,5 @@
+//! Payloads of every format, good and bad, and properties that hold for all of them.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -103,12 +103,13 @@ async fn topics_without_a_possible_device_are_strays() {
         while bench.devices.strays.lock().len() <= n {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let mut strays = bench.devices.strays.lock();
-        let stray = &mut strays[n];
-        assert_eq!((&*stray.sender, &*stray.topic, stray.reason), (sender, topic, reason));
-        let reply = stray.reply.take().unwrap();
-        reply.send(Outcome::Refused { reason, text: stray.text.clone(), kept: true });
-        drop(strays);
+        {
+            let mut strays = bench.devices.strays.lock();
+            let stray = &mut strays[n];
+            assert_eq!((&*stray.sender, &*stray.topic, stray.reason), (sender, topic, reason));
+            let reply = stray.reply.take().unwrap();
+            reply.send(Outcome::Refused { reason, text: stray.text.clone(), kept: true });
+        }
         assert_eq!(&client.recv().await.1[..3], &[0, n as u8 + 1, 0x90]);
     }
 }

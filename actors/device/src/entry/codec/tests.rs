@@ -1,3 +1,5 @@
+//! Entries and records through their encoding and back.
+
 use proptest::prelude::*;
 
 use super::*;

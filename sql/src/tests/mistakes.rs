@@ -1,6 +1,10 @@
+//! What `check` says to a set of mistakes, word for word: `mistakes.txt` beside this file.
+//!
+//! After a change that is meant: `WEIR_UPDATE=1 cargo test`, and read the difference as a newcomer would.
+
 #[test]
-#[ignore]
-fn print_all() {
+fn every_mistake_is_explained_as_it_always_was() {
+    let mut said = String::new();
     for (name, sql) in [
         (
             "open_quote",
@@ -254,6 +258,15 @@ CREATE PIPELINE s AS SELECT device ts FROM telemetry WHERE (temperature > 1;"##,
 CREATE PIPELINE q AS SELECT device, ts FROM telemetry WHERE ((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((1)))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))))) > 0;"##,
         ),
     ] {
-        println!("@@@ {name}\n{}", super::says(sql));
+        said.push_str(&format!("@@@ {name}\n{}\n", super::says(sql)));
     }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tests/mistakes.txt");
+    if std::env::var_os("WEIR_UPDATE").is_some() {
+        std::fs::write(path, &said).unwrap();
+    }
+    let expected = std::fs::read_to_string(path).unwrap();
+    for (said, expected) in said.split("@@@ ").zip(expected.split("@@@ ")) {
+        assert_eq!(said, expected);
+    }
+    assert_eq!(said.len(), expected.len());
 }
