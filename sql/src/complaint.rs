@@ -9,6 +9,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use crate::cursor::lower_first;
 use crate::diagnostic::{Diagnostic, Span, code};
+use crate::name;
 use crate::plan::Planner;
 use crate::window::item_expr;
 
@@ -116,8 +117,8 @@ impl Failure<'_> {
         if !help.is_empty() {
             diagnostic = diagnostic.help(help.join("\n"));
         }
-        for note in &own.notes {
-            diagnostic = diagnostic.note(strip(&note.message), None);
+        for note in own.notes.iter().map(|note| strip(&note.message)).filter(|note| helps(note, &message)) {
+            diagnostic = diagnostic.note(note, None);
         }
         diagnostic
     }
@@ -133,6 +134,16 @@ impl Failure<'_> {
             _ => None,
         });
         calls.filter(|(name, span)| part.holds(*span) && words.contains(&name.as_str())).map(|(_, span)| span).next()
+    }
+}
+
+/// Whether a note is worth reading. DataFusion names the nearest function however far it is, and of several that are
+/// as far any one: a name that nobody would take for a slip of the other is no help.
+fn helps(note: &str, message: &str) -> bool {
+    let quoted = |text: &str| text.split('\'').nth(1).map(str::to_owned);
+    match (note.starts_with("Possible function"), quoted(note), quoted(message)) {
+        (true, Some(possible), Some(written)) => name::nearest(&written, [possible.as_str()]).is_some(),
+        _ => true,
     }
 }
 

@@ -227,7 +227,10 @@ impl EpochState {
             let rest = (to + 1, self.staged_to);
             self.staged_to = from - 1;
             if rest.0 <= rest.1 {
-                self.disorder().staged.insert(rest.0, rest.1);
+                // What became durable meanwhile is in the bitmap and on its way no more.
+                for (from, to) in self.above_cum().gaps(rest.0, rest.1) {
+                    self.disorder().staged.insert(from, to);
+                }
             }
         }
         self.tidy();

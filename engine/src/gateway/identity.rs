@@ -9,6 +9,9 @@ pub struct Identity {
     kind: Kind,
 }
 
+/// First levels of topics that only the server publishes on.
+const OWN: [&str; 3] = ["$SYS", "$engine", "$share"];
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     /// Nobody asked. Only on ports opened with `--insecure`.
@@ -21,10 +24,10 @@ impl Identity {
         Self { kind: Kind::Anonymous }
     }
 
-    /// Whether it may publish on this (valid) topic. Topics that begin with `$` belong to the server.
+    /// Whether it may publish on this (valid) topic. `$SYS` and `$engine` belong to the server.
     pub fn may_publish(&self, topic: &str) -> bool {
         match self.kind {
-            Kind::Anonymous => !topic.starts_with('$'),
+            Kind::Anonymous => !OWN.contains(&topic.split('/').next().unwrap_or_default()),
         }
     }
 
@@ -51,6 +54,8 @@ mod tests {
     fn the_servers_own_topics_are_closed_to_everybody() {
         let identity = Identity::anonymous();
         assert!(!identity.may_publish("$SYS/x"));
+        assert!(!identity.may_publish("$engine"));
+        assert!(identity.may_publish("$SYSTEM/x"));
         assert!(identity.may_publish("devices/a/commands"));
         assert!(identity.may_subscribe("$SYS/#"));
     }

@@ -211,7 +211,26 @@ where
             io.write_all(out.get(written..).unwrap_or_default()).await?;
             io.shutdown().await
         };
-        let _ = tokio::time::timeout(Duration::from_secs(2), write).await;
+        let written = tokio::time::timeout(Duration::from_secs(2), write).await;
+        if said.is_some() && matches!(written, Ok(Ok(()))) {
+            let _ = tokio::time::timeout(LINGER, drain(&mut io)).await;
+        }
+    }
+}
+
+/// A socket that is closed with something unread tells the peer so at once, and the peer then may not read what we
+/// said last. So a client that is sent away has this long to hear why.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Reads and forgets what still comes, as far as one packet's worth.
+async fn drain<S: AsyncRead + Unpin>(io: &mut S) {
+    let mut scratch = [0; 512];
+    let mut rest = 1usize << 20;
+    while rest > 0 {
+        match io.read(&mut scratch).await {
+            Ok(count) if count > 0 => rest = rest.saturating_sub(count),
+            _ => return,
+        }
     }
 }
 

@@ -186,7 +186,7 @@ fn renamed(error: &Error) -> Error {
 impl Write for WatchedWriter {
     fn write(&mut self, bytes: &[u8]) -> Result<usize> {
         #[cfg(test)]
-        self.watch.faults.write(&mut self.inner, bytes)?;
+        self.watch.faults.write(&mut self.inner, bytes).map_err(|error| renamed(&error))?;
         let len = self.inner.write(bytes).map_err(|error| renamed(&error))?;
         self.offset += len as u64;
         self.mark.written.fetch_max(self.offset, Ordering::SeqCst);
