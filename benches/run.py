@@ -186,9 +186,12 @@ def run_flood(qos, o, work):
         load = Load(e.mqtt_port, [*which, "--connections", str(o.connections), "--qos", str(qos), "--window", "1000",
                                   "--seconds", str(o.flood_seconds), "--patience", "120"])  # fmt: skip
         sent = load.result(o.flood_seconds + o.timeout)
+        # At QoS 0 the last bytes may still be in sockets when the generator has gone.
+        patience = time.monotonic() + o.timeout
+        while e.metrics().get("weir_mqtt_connections") and time.monotonic() < patience:
+            time.sleep(0.2)
         rows = before = distinct = None
         for _ in range(60):
-            # At QoS 0 the last bytes may still be in sockets when the generator has gone.
             e.flush(o.timeout)
             c = duck(e.data, "telemetry")
             if has(c, "telemetry"):
