@@ -4,7 +4,7 @@
 //! The state of a device is, in this order: with its actor if it is awake; among the *parked* snapshots (put to
 //! sleep, or rebuilt from the log at start, and not yet in a checkpoint); in the shard's state store; else new.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -328,32 +328,30 @@ impl Shard {
     pub async fn snapshots(&self, barrier: Position) -> Result<Snapshots, ShardError> {
         let dirty = std::mem::take(&mut *self.dirty.lock());
         let (reply, mut answers) = tokio::sync::mpsc::channel(dirty.len().max(1));
-        let mut waiting: HashMap<DeviceId, Arc<DeviceHandle>> = HashMap::with_capacity(dirty.len());
+        let mut waiting: HashSet<DeviceId> = HashSet::with_capacity(dirty.len());
         for handle in dirty {
             handle.dirty.store(false, Ordering::Release);
-            if handle.tell(DeviceMessage::Snapshot(SnapshotRequest { reply: reply.clone() })) {
-                waiting.insert(handle.id().clone(), handle);
-            } else {
-                waiting.insert(handle.id().clone(), handle.clone());
-            }
+            // Who cannot be told is asleep or has failed; both are looked after below.
+            handle.tell(DeviceMessage::Snapshot(SnapshotRequest { reply: reply.clone() }));
+            waiting.insert(handle.id().clone());
         }
         drop(reply);
         let mut devices = Vec::with_capacity(waiting.len());
         // Ends when every actor has answered or died: a dead actor's request is dropped with its mailbox.
         while let Some((id, snapshot)) = answers.recv().await {
-            if let (Some(snapshot), Some(_)) = (snapshot, waiting.remove(&id)) {
+            if let (Some(snapshot), true) = (snapshot, waiting.remove(&id)) {
                 devices.push((id, snapshot));
             }
         }
         // Those that sleep by now are parked; those that failed are rebuilt from the log.
         let parked: Vec<(DeviceId, Parked)> =
             self.parked.lock().iter().map(|(id, parked)| (id.clone(), parked.clone())).collect();
-        for id in waiting.into_keys() {
+        for id in waiting {
             let mut device = self.stored(&id).await?;
             self.replay(&mut device, barrier)?;
             devices.push((id, Bytes::from(device.snapshot())));
         }
-        let answered: std::collections::HashSet<DeviceId> = devices.iter().map(|(id, _)| id.clone()).collect();
+        let answered: HashSet<DeviceId> = devices.iter().map(|(id, _)| id.clone()).collect();
         let mut generations = Vec::with_capacity(parked.len());
         for (id, parked) in parked {
             generations.push((id.clone(), parked.generation));
