@@ -1,16 +1,22 @@
-//! The inbox of a device. It outlives the actor that empties it.
+//! The seat of a device: where its state is while it is awake, and where messages wait until it is.
 //!
-//! Senders put messages here and wake the actor only when it is not already on its way, so a burst costs one
-//! actor message. When an actor fails, what it had not taken yet stays here for the one that replaces it.
+//! The actor loads the state, takes the seat, and is the only one that puts anything into it. A message takes its
+//! turn on the thread that brings it: under the seat's lock, so one after the other, as through a mailbox. A wake
+//! of a task for each message would cost more than the turn itself (a device has seldom more than one under way,
+//! and its task is cold among ten thousand others). When the turn fails, the state is thrown away on the spot, the
+//! actor is told and ends, and what comes meanwhile waits for its successor.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use bytes::Bytes;
 use device::id::DeviceId;
 use device::time::Timestamp;
 use parking_lot::Mutex;
 use ractor::ActorRef;
 
+use crate::carrier::{Carrier, Failure};
 use crate::device_actor::DeviceMessage;
 use crate::message::Inbound;
 
@@ -18,36 +24,33 @@ use crate::message::Inbound;
 #[derive(Debug)]
 pub struct DeviceHandle {
     id: DeviceId,
-    inbox: Mutex<Inbox>,
+    seat: Mutex<Seat>,
+    actor: Mutex<Option<ActorRef<DeviceMessage>>>,
+    last_seen: AtomicI64,
     /// Changed since the last checkpoint.
-    pub(crate) dirty: AtomicBool,
+    dirty: AtomicBool,
     /// On the list of those who want a tick.
     pub(crate) attention: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Inbox {
-    queue: VecDeque<Inbound>,
-    /// The actor has been told to work and has not yet found the queue empty, or does not run yet.
-    scheduled: bool,
+enum Seat {
+    /// The actor is on its way: messages wait.
+    Empty(VecDeque<Inbound>),
+    /// The device is awake.
+    Taken(Carrier),
     /// The device sleeps: this handle takes nothing more.
-    closed: bool,
-    actor: Option<ActorRef<DeviceMessage>>,
-    last_seen: Timestamp,
+    Closed,
 }
 
 impl DeviceHandle {
-    /// An inbox whose actor does not run yet.
+    /// A seat whose actor does not run yet.
     pub(crate) fn new(id: DeviceId, now: Timestamp) -> Self {
         Self {
             id,
-            inbox: Mutex::new(Inbox {
-                queue: VecDeque::new(),
-                scheduled: true,
-                closed: false,
-                actor: None,
-                last_seen: now,
-            }),
+            seat: Mutex::new(Seat::Empty(VecDeque::new())),
+            actor: Mutex::new(None),
+            last_seen: AtomicI64::new(now.0),
             dirty: AtomicBool::new(false),
             attention: AtomicBool::new(false),
         }
@@ -58,87 +61,110 @@ impl DeviceHandle {
         &self.id
     }
 
-    /// Puts a message in; `Err` gives it back because the device has gone to sleep.
-    pub(crate) fn push(&self, message: Inbound) -> Result<(), Inbound> {
-        let mut inbox = self.inbox.lock();
-        if inbox.closed {
-            return Err(message);
-        }
-        inbox.last_seen = message.received;
-        inbox.queue.push_back(message);
-        if !inbox.scheduled {
-            inbox.scheduled = true;
-            self.work(&inbox);
+    /// A message takes its turn, or waits for the actor; `Err` gives it back because the device has gone to sleep.
+    pub(crate) fn push(self: &Arc<Self>, message: Inbound) -> Result<(), Inbound> {
+        let mut seat = self.seat.lock();
+        match &mut *seat {
+            Seat::Closed => return Err(message),
+            Seat::Empty(waiting) => waiting.push_back(message),
+            Seat::Taken(carrier) => {
+                self.last_seen.store(message.received.0, Ordering::Relaxed);
+                if let Err(failure) = carrier.take(self, message) {
+                    self.vacate(&mut seat, failure);
+                }
+            }
         }
         Ok(())
     }
 
-    fn work(&self, inbox: &Inbox) {
-        if let Some(actor) = &inbox.actor {
-            // It fails only when the actor has just died; its successor looks into the inbox first thing.
-            let _ = actor.send_message(DeviceMessage::Work);
+    /// Does with the device what `turn` says, if it is awake.
+    pub(crate) fn with<T>(
+        self: &Arc<Self>,
+        turn: impl FnOnce(&mut Carrier, &Arc<Self>) -> Result<T, Failure>,
+    ) -> Option<T> {
+        let mut seat = self.seat.lock();
+        let Seat::Taken(carrier) = &mut *seat else { return None };
+        match turn(carrier, self) {
+            Ok(done) => Some(done),
+            Err(failure) => {
+                self.vacate(&mut seat, failure);
+                None
+            }
         }
     }
 
-    /// Takes up to `most` messages; [`DeviceHandle::rest`] has to follow when they are done.
-    pub(crate) fn take(&self, most: usize, into: &mut Vec<Inbound>) {
-        let mut inbox = self.inbox.lock();
-        let n = inbox.queue.len().min(most);
-        into.extend(inbox.queue.drain(..n));
+    fn vacate(&self, seat: &mut Seat, failure: Failure) {
+        let mut waiting = VecDeque::new();
+        waiting.extend(failure.untouched);
+        *seat = Seat::Empty(waiting);
+        // It fails only when the actor has just ended; then its supervisor replaces it anyway.
+        self.tell(DeviceMessage::Failed(failure.text));
     }
 
-    /// What was taken is done. False: more has come; else the actor counts as idle until it is woken.
-    pub(crate) fn rest(&self) -> bool {
-        let mut inbox = self.inbox.lock();
-        if !inbox.queue.is_empty() {
-            return false;
+    /// The actor takes the seat; what waited has its turn. An error: it failed, and has to go.
+    pub(crate) fn serve(self: &Arc<Self>, actor: ActorRef<DeviceMessage>, mut carrier: Carrier) -> Result<(), Failure> {
+        *self.actor.lock() = Some(actor);
+        let mut seat = self.seat.lock();
+        if let Seat::Empty(waiting) = &mut *seat {
+            while let Some(message) = waiting.pop_front() {
+                self.last_seen.store(message.received.0, Ordering::Relaxed);
+                if let Err(mut failure) = carrier.take(self, message) {
+                    waiting.extend(failure.untouched.take());
+                    return Err(failure);
+                }
+            }
         }
-        inbox.scheduled = false;
-        if inbox.queue.capacity() > 64 {
-            inbox.queue.shrink_to(4);
-        }
-        true
+        *seat = Seat::Taken(carrier);
+        Ok(())
     }
 
-    /// An actor serves this inbox from now on; it is told to look into it.
-    pub(crate) fn serve(&self, actor: ActorRef<DeviceMessage>) {
-        let mut inbox = self.inbox.lock();
-        inbox.actor = Some(actor);
-        inbox.scheduled = true;
-        self.work(&inbox);
-    }
-
-    /// The actor has died.
+    /// The actor has ended without being asked to: whatever it left is not to be trusted.
     pub(crate) fn orphan(&self) {
-        let mut inbox = self.inbox.lock();
-        inbox.actor = None;
-        inbox.scheduled = true;
+        *self.actor.lock() = None;
+        let mut seat = self.seat.lock();
+        if let Seat::Taken(_) = *seat {
+            *seat = Seat::Empty(VecDeque::new());
+        }
     }
 
     /// Sends the actor a message; false if there is none.
     pub(crate) fn tell(&self, message: DeviceMessage) -> bool {
-        let actor = self.inbox.lock().actor.clone();
+        let actor = self.actor.lock().clone();
         actor.is_some_and(|actor| actor.send_message(message).is_ok())
     }
 
-    /// Closes the inbox if nothing is in it; afterwards `push` gives messages back.
-    pub(crate) fn close_if_idle(&self) -> bool {
-        let mut inbox = self.inbox.lock();
-        if !inbox.queue.is_empty() || inbox.scheduled {
-            return false;
+    /// Leaves the seat for good if nothing of the device is under way, and returns its state; afterwards `push`
+    /// gives messages back.
+    pub(crate) fn leave(self: &Arc<Self>) -> Option<Bytes> {
+        let mut seat = self.seat.lock();
+        let Seat::Taken(carrier) = &mut *seat else { return None };
+        match carrier.rest(self) {
+            Ok(snapshot) => {
+                if snapshot.is_some() {
+                    *self.actor.lock() = None;
+                    *seat = Seat::Closed;
+                }
+                snapshot
+            }
+            Err(failure) => {
+                self.vacate(&mut seat, failure);
+                None
+            }
         }
-        inbox.closed = true;
-        inbox.actor = None;
-        true
     }
 
     /// When a message last came.
     pub(crate) fn last_seen(&self) -> Timestamp {
-        self.inbox.lock().last_seen
+        Timestamp(self.last_seen.load(Ordering::Relaxed))
     }
 
     /// Marks as changed; true if it was not before.
     pub(crate) fn mark_dirty(&self) -> bool {
         !self.dirty.load(Ordering::Relaxed) && !self.dirty.swap(true, Ordering::AcqRel)
+    }
+
+    /// A checkpoint asks for its state now: the next change marks it again.
+    pub(crate) fn mark_clean(&self) {
+        self.dirty.store(false, Ordering::Release);
     }
 }

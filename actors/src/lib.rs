@@ -4,7 +4,8 @@
 //! - [`message`]: what crosses the border to the gateway, in both directions.
 //! - [`admission`]: memory credits.
 //! - [`committer`]: one thread per shard that gathers entries into group commits and decides where barriers stand.
-//! - [`handle`]: the inbox of a device; it outlives the actor that empties it.
+//! - [`handle`]: the seat of a device, where each message has its turn; it outlives the actor that owns what sits there.
+//! - `carrier`: one step of a device: what is durable, the message, the committer, the effects.
 //! - [`shard`]: the devices of one shard: who is awake, who has changed, where their state is found.
 //! - [`device_actor`], [`supervisor`]: the ractor actors.
 //! - [`node`]: all shards of this process; implements [`message::Ingress`].
@@ -13,6 +14,7 @@
 //! queries: pipelines are fed from what is durable and never see an actor.
 
 pub mod admission;
+mod carrier;
 pub mod committer;
 pub mod device_actor;
 pub mod handle;
@@ -21,3 +23,6 @@ pub mod metrics;
 pub mod node;
 pub mod shard;
 pub mod supervisor;
+
+#[cfg(test)]
+mod tests;

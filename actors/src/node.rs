@@ -66,7 +66,7 @@ impl Node {
             loop {
                 ticks.tick().await;
                 for shard in &ticking {
-                    shard.tick();
+                    shard.tick().await;
                 }
                 since_sweep += TICK;
                 if since_sweep >= SWEEP {

@@ -269,10 +269,10 @@ impl World {
         closed.sort();
         assert_eq!(closed, step.closed);
         match answer {
-            Answer::Commit => self.in_flight.push(verdict.entries),
+            Answer::Commit => self.in_flight.push(verdict.entries.into_vec()),
             Answer::Kept => {
                 // The dead letter passes through the log like anything else, but numbers nothing.
-                self.in_flight.push(verdict.entries);
+                self.in_flight.push(verdict.entries.into_vec());
                 self.model.staged.push(Step::default());
             }
             _ => assert!(verdict.entries.is_empty()),

@@ -7,6 +7,7 @@
 mod codec;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 pub use codec::DecodeError;
 
@@ -50,14 +51,21 @@ pub struct Records {
     /// The payload as it was received.
     pub payload: Bytes,
     /// The admitted records, by index in the payload, ascending; never empty.
-    pub runs: Vec<Run>,
+    pub runs: Runs,
     /// The device's own times of the admitted records, in the order of `runs`, where an epoch was drawn by the
     /// engine for a client that sends `seq` and `ts` alone: they tell a repetition from a restarted numbering.
     /// Empty for everything else.
-    pub stamps: Vec<Timestamp>,
+    pub stamps: Stamps,
     /// False when the device gave no numbers, so that a repeat cannot be told from a new reading.
     pub assured: bool,
 }
+
+/// Most payloads are one run: it needs no memory of its own.
+pub type Runs = SmallVec<[Run; 1]>;
+/// Most plain payloads are one record.
+pub type Stamps = SmallVec<[Timestamp; 1]>;
+/// Most messages become one entry.
+pub type Entries = SmallVec<[Entry; 1]>;
 
 /// Consecutive records of a payload under consecutive numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

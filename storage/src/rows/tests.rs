@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float64Type, Int64Type, TimestampNanosecondType, UInt8Type, UInt32Type};
 use bytes::Bytes;
-use device::entry::{DeadLetter, Loss, LossReason};
+use device::entry::{DeadLetter, Loss, LossReason, Stamps};
 use device::id::DeviceId;
 use device::payload::PayloadFormat;
 use device::schema::{Field, FieldType, SchemaVersion, Stream};
@@ -41,8 +41,8 @@ fn records(device: &str, json: &str, runs: Vec<Run>) -> Entry {
         body: Body::Records(Records {
             format: PayloadFormat::Json,
             payload: Bytes::copy_from_slice(json.as_bytes()),
-            runs,
-            stamps: Vec::new(),
+            runs: runs.into(),
+            stamps: Stamps::new(),
             assured: true,
         }),
     }

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::{Body, DeadLetter, Entry, LogBody, LogRecord, Loss, LossReason, Reason, Records, Run};
+use super::{Body, DeadLetter, Entry, LogBody, LogRecord, Loss, LossReason, Reason, Records, Run, Runs, Stamps};
 use crate::id::DeviceId;
 use crate::payload::PayloadFormat;
 use crate::seq::{Barrier, Epoch, MAX_SEQ};
@@ -237,7 +237,7 @@ fn records(cursor: &mut Cursor<'_>, whole: &Bytes, received: Timestamp) -> Resul
         None => return cursor.broken("a payload format"),
     };
     let count = cursor.count(11, "a number of runs")?;
-    let mut runs = Vec::with_capacity(count);
+    let mut runs = Runs::with_capacity(count);
     for _ in 0..count {
         let run = Run {
             index: cursor.unsigned32("the index of a run")?,
@@ -252,7 +252,7 @@ fn records(cursor: &mut Cursor<'_>, whole: &Bytes, received: Timestamp) -> Resul
         runs.push(run);
     }
     let count = cursor.count(1, "a number of times")?;
-    let mut stamps = Vec::with_capacity(count);
+    let mut stamps = Stamps::with_capacity(count);
     let mut before = received.0;
     for _ in 0..count {
         before = before.wrapping_add(cursor.signed("a time")?);

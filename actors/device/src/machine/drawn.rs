@@ -4,7 +4,8 @@
 //! count anew. The ring before the current one is kept, too: what a client repeats across its own restart is still
 //! recognised.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::ops::Range;
 
 use crate::dedup::WINDOW;
 use crate::seq::Epoch;
@@ -21,12 +22,65 @@ pub(super) struct Ring {
     pub(super) times: VecDeque<i64>,
     pub(super) top: u64,
     /// On their way into the log.
-    pub(super) staged: BTreeMap<u64, i64>,
+    pub(super) staged: Staged,
 }
+
+/// Times of numbers on their way, in the order of the numbers. They nearly always come and go in that order.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Staged(VecDeque<(u64, i64)>);
+
+impl Staged {
+    #[inline]
+    pub(super) fn insert(&mut self, seq: u64, time: i64) {
+        match self.0.back() {
+            Some((last, _)) if *last >= seq => match self.0.binary_search_by_key(&seq, |(seq, _)| *seq) {
+                Ok(at) => {
+                    if let Some(known) = self.0.get_mut(at) {
+                        known.1 = time;
+                    }
+                }
+                Err(at) => self.0.insert(at, (seq, time)),
+            },
+            _ => self.0.push_back((seq, time)),
+        }
+    }
+
+    #[inline]
+    pub(super) fn get(&self, seq: u64) -> Option<i64> {
+        let at = self.0.binary_search_by_key(&seq, |(seq, _)| *seq).ok()?;
+        self.0.get(at).map(|(_, time)| *time)
+    }
+
+    /// Forgets these numbers.
+    #[inline]
+    pub(super) fn remove(&mut self, seqs: Range<u64>) {
+        let from = self.0.partition_point(|(seq, _)| *seq < seqs.start);
+        let to = self.0.partition_point(|(seq, _)| *seq < seqs.end);
+        self.0.drain(from..to);
+        if self.0.is_empty() && self.0.capacity() > KEPT {
+            self.0 = VecDeque::new();
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn highest(&self) -> Option<u64> {
+        self.0.back().map(|(seq, _)| *seq)
+    }
+
+    fn latest(&self) -> Option<i64> {
+        self.0.iter().map(|(_, time)| *time).max()
+    }
+}
+
+/// Room for staged numbers that a quiet device keeps: what most have under way.
+const KEPT: usize = 16;
 
 impl Ring {
     pub(super) fn new(epoch: Epoch) -> Self {
-        Self { epoch, times: VecDeque::new(), top: 0, staged: BTreeMap::new() }
+        Self { epoch, times: VecDeque::new(), top: 0, staged: Staged::default() }
     }
 
     /// The remembered time of a number, and whether it is durable.
@@ -38,21 +92,21 @@ impl Ring {
                 return Some((*ts, true));
             }
         }
-        self.staged.get(&seq).map(|ts| (*ts, false))
+        self.staged.get(seq).map(|ts| (ts, false))
     }
 
     /// The highest number remembered.
     #[inline]
     pub(super) fn highest(&self) -> Option<u64> {
         let durable = (!self.times.is_empty()).then_some(self.top);
-        durable.max(self.staged.last_key_value().map(|(seq, _)| *seq))
+        durable.max(self.staged.highest())
     }
 
     /// A record is durable.
     #[inline]
     pub(super) fn record(&mut self, seq: u64, ts: Timestamp) {
         if !self.staged.is_empty() {
-            self.staged.remove(&seq);
+            self.staged.remove(seq..seq + 1);
         }
         let ts = key(ts);
         if self.times.is_empty() || seq > self.top {
@@ -100,7 +154,7 @@ pub(super) struct Numbering {
 impl Numbering {
     /// The latest time of any record, durable or on its way.
     pub(super) fn latest(&self) -> Option<i64> {
-        let staged = self.rings.iter().flat_map(|ring| ring.staged.values().copied()).max();
+        let staged = self.rings.iter().filter_map(|ring| ring.staged.latest()).max();
         self.max_ts.max(staged)
     }
 
@@ -169,6 +223,6 @@ mod tests {
         ring.staged.insert(4, 40);
         assert_eq!((ring.recall(4), ring.highest()), (Some((40, false)), Some(4)));
         ring.record(4, Timestamp(40));
-        assert_eq!((ring.recall(4), ring.staged.len()), (Some((40, true)), 0));
+        assert_eq!((ring.recall(4), ring.staged.is_empty()), (Some((40, true)), true));
     }
 }

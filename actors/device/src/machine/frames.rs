@@ -5,7 +5,7 @@ use super::types::{Counts, Decision, Effect, Event, Message, Verdict};
 use super::{Device, letter};
 use crate::ack::{CREDIT, LEVEL_LOCAL};
 use crate::dedup::{Place, WINDOW};
-use crate::entry::{Body, DeadLetter, Entry, Loss, LossReason, Reason, Records, Run};
+use crate::entry::{Body, DeadLetter, Entries, Entry, Loss, LossReason, Reason, Records, Run, Runs, Stamps};
 use crate::hello::{Hello, HelloAck};
 use crate::payload::{self, FrameHeader, LAST_FRAME, PayloadFormat, Refusal};
 use crate::schema::Catalog;
@@ -63,7 +63,7 @@ impl Device {
         closed.state.count_duplicates(records);
         self.acks.news(closed.epoch, records);
         let counts = Counts { received: records, duplicate: records, ..Counts::default() };
-        Some(Verdict { entries: Vec::new(), decision: Decision::Duplicate, effects: Vec::new(), counts })
+        Some(Verdict { entries: Entries::new(), decision: Decision::Duplicate, effects: Vec::new(), counts })
     }
 
     /// Stages what is new of a frame whose epoch is open.
@@ -77,8 +77,8 @@ impl Device {
         let epoch = Epoch(header.epoch);
         let records = u64::from(header.records);
         let mut counts = Counts { received: records, ..Counts::default() };
-        let mut entries = Vec::with_capacity(1);
-        let mut runs: Vec<Run> = Vec::new();
+        let mut entries = Entries::new();
+        let mut runs = Runs::new();
         let mut staged_before = 0;
         let Some(open) = self.epochs.get_mut(epoch) else {
             return self
@@ -174,7 +174,7 @@ impl Device {
                     format: PayloadFormat::Frame,
                     payload,
                     runs,
-                    stamps: Vec::new(),
+                    stamps: Stamps::new(),
                     assured: true,
                 }));
                 decision = Decision::Commit;
@@ -198,7 +198,7 @@ impl Device {
         self.acks.nack(Epoch(header.epoch), header.seq, refusal.reason);
         let records = u64::from(header.records);
         let counts = Counts { received: records, nacked: records, ..Counts::default() };
-        Verdict { entries: Vec::new(), decision: Decision::Refused(refusal), effects: Vec::new(), counts }
+        Verdict { entries: Entries::new(), decision: Decision::Refused(refusal), effects: Vec::new(), counts }
     }
 
     /// A frame that breaks the format: kept as a dead letter.
@@ -220,7 +220,7 @@ impl Device {
             }
         };
         let mut effects = Vec::new();
-        let mut entries = Vec::new();
+        let mut entries = Entries::new();
         for open in &mut self.epochs.open {
             let held = hello.epochs.iter().any(|held| held.epoch == open.epoch);
             if held || !open.framed || open.closed || open.closing {

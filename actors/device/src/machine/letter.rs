@@ -1,7 +1,9 @@
 //! What cannot become rows: the dead letter, and the report to its sender.
 
+use smallvec::smallvec;
+
 use super::types::{Counts, Decision, Effect, Message, Verdict};
-use crate::entry::{Body, DeadLetter, Entry};
+use crate::entry::{Body, DeadLetter, Entries, Entry};
 use crate::id::DeviceId;
 use crate::payload::{Refusal, put_text};
 use crate::topic::Leaf;
@@ -41,7 +43,7 @@ pub(super) fn kept(
         accounted: None,
     });
     Verdict {
-        entries: vec![Entry { device: id.clone(), received: message.received, body }],
+        entries: smallvec![Entry { device: id.clone(), received: message.received, body }],
         effects: vec![report(id, leaf, &refusal, seq)],
         decision: Decision::Kept(refusal),
         counts: Counts { received: records, dead: records, ..Counts::default() },
@@ -51,7 +53,7 @@ pub(super) fn kept(
 /// There is nothing to keep.
 pub(super) fn refused(id: &DeviceId, leaf: Leaf, refusal: Refusal) -> Verdict {
     Verdict {
-        entries: Vec::new(),
+        entries: Entries::new(),
         effects: vec![report(id, leaf, &refusal, None)],
         decision: Decision::Refused(refusal),
         counts: Counts { received: 1, nacked: 1, ..Counts::default() },

@@ -3,12 +3,14 @@
 //! A payload is decided as a whole: a refusal of one record takes back what was staged for the others and keeps
 //! the payload as a dead letter.
 
+use smallvec::SmallVec;
+
 use super::drawn::{Ring, key};
 use super::epochs::Known;
 use super::types::{Counts, Decision, Effect, Event, Message, Verdict};
 use super::{Device, letter};
 use crate::dedup::{Place, WINDOW};
-use crate::entry::{Body, Entry, Loss, LossReason, Reason, Records, Run};
+use crate::entry::{Body, Entries, Entry, Loss, LossReason, Reason, Records, Run, Runs, Stamps};
 use crate::payload::{self, Head, PayloadFormat, Refusal};
 use crate::schema::Catalog;
 use crate::seq::{Epoch, MAX_SEQ};
@@ -30,15 +32,15 @@ pub(super) struct SessionNumbers {
 /// What a payload would do, as far as it was looked at.
 #[derive(Default)]
 struct Draft {
-    entries: Vec<Entry>,
+    entries: Entries,
     effects: Vec<Effect>,
-    named: Vec<Run>,
-    drawn: Vec<Run>,
-    stamps: Vec<Timestamp>,
+    named: Runs,
+    drawn: Runs,
+    stamps: Stamps,
     /// Indexes of records that the engine numbers.
-    free: Vec<u32>,
+    free: SmallVec<[u32; 4]>,
     /// To be taken back on a refusal.
-    staged: Vec<(Epoch, u64, u64)>,
+    staged: SmallVec<[(Epoch, u64, u64); 2]>,
     counts: Counts,
     staged_before: bool,
 }
@@ -52,7 +54,7 @@ impl Draft {
 }
 
 #[inline]
-fn add(runs: &mut Vec<Run>, index: u32, epoch: Epoch, seq: u64) {
+fn add(runs: &mut Runs, index: u32, epoch: Epoch, seq: u64) {
     match runs.last_mut() {
         Some(run) if run.epoch == epoch && run.index + run.len == index && run.seq + u64::from(run.len) == seq => {
             run.len += 1;
@@ -345,7 +347,7 @@ impl Device {
             Some(at) => self.sessions.remove(at),
             None => SessionNumbers { session: message.session, epoch: self.draw(random), next: 1 },
         };
-        let mut runs = Vec::with_capacity(1);
+        let mut runs = Runs::new();
         for index in &draft.free {
             add(&mut runs, *index, numbers.epoch, numbers.next);
             numbers.next += 1;
@@ -354,7 +356,7 @@ impl Device {
             self.sessions.remove(0);
         }
         self.sessions.push(numbers);
-        let records = Records { format, payload: message.payload.clone(), runs, stamps: Vec::new(), assured: false };
+        let records = Records { format, payload: message.payload.clone(), runs, stamps: Stamps::new(), assured: false };
         let body = Body::Records(records);
         draft.entries.push(Entry { device: self.id.clone(), received: message.received, body });
     }
@@ -363,7 +365,7 @@ impl Device {
     fn write(&self, draft: &mut Draft, message: Message<'_>, format: PayloadFormat) {
         let stamps = std::mem::take(&mut draft.stamps);
         for (runs, stamps) in
-            [(std::mem::take(&mut draft.named), Vec::new()), (std::mem::take(&mut draft.drawn), stamps)]
+            [(std::mem::take(&mut draft.named), Stamps::new()), (std::mem::take(&mut draft.drawn), stamps)]
         {
             if !runs.is_empty() {
                 let payload = message.payload.clone();
@@ -388,7 +390,7 @@ impl Device {
         });
         for run in written.flatten().chain(&draft.drawn) {
             for ring in self.numbering.rings.iter_mut().filter(|ring| ring.epoch == run.epoch) {
-                ring.staged.retain(|seq, _| !(run.seq..run.seq + u64::from(run.len)).contains(seq));
+                ring.staged.remove(run.seq..run.seq + u64::from(run.len));
             }
         }
         self.numbering.rings.retain(|ring| !ring.times.is_empty() || !ring.staged.is_empty());

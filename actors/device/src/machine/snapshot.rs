@@ -1,8 +1,8 @@
 //! The durable part of a device as bytes: what replay would rebuild, and nothing that is in flight.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-use super::drawn::Ring;
+use super::drawn::{Ring, Staged};
 use super::{Device, SnapshotError};
 use crate::dedup::{EpochState, Tally, WINDOW};
 use crate::id::DeviceId;
@@ -176,7 +176,7 @@ fn ring(cursor: &mut Cursor<'_>) -> Result<Ring, Broken> {
         before = before.wrapping_add(step);
         times.push_back(before);
     }
-    Ok(Ring { epoch, times, top, staged: BTreeMap::new() })
+    Ok(Ring { epoch, times, top, staged: Staged::default() })
 }
 
 fn number(cursor: &mut Cursor<'_>) -> Result<u64, Broken> {

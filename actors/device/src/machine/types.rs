@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::entry::Entry;
+use crate::entry::Entries;
 use crate::payload::{PayloadFormat, Refusal};
 use crate::seq::Epoch;
 use crate::time::Timestamp;
@@ -36,7 +36,7 @@ pub struct Message<'a> {
 pub struct Verdict {
     /// What has to become durable, in this order and in one log record; empty unless the decision is
     /// [`Decision::Commit`] or [`Decision::Kept`].
-    pub entries: Vec<Entry>,
+    pub entries: Entries,
     /// What the sender is told, and when.
     pub decision: Decision,
     /// What to do right now, before anything is durable.

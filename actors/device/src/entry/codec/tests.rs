@@ -1,6 +1,7 @@
 //! Entries and records through their encoding and back.
 
 use proptest::prelude::*;
+use smallvec::smallvec;
 
 use super::*;
 
@@ -19,7 +20,9 @@ fn bodies() -> impl Strategy<Value = Body> {
     });
     let stamps = prop::collection::vec(any::<i64>().prop_map(Timestamp), 0..4);
     let records = (format, bytes(), prop::collection::vec(run, 1..4), stamps, any::<bool>()).prop_map(
-        |(format, payload, runs, stamps, assured)| Body::Records(Records { format, payload, runs, stamps, assured }),
+        |(format, payload, runs, stamps, assured)| {
+            Body::Records(Records { format, payload, runs: runs.into(), stamps: stamps.into(), assured })
+        },
     );
     let loss = (epochs(), 0..MAX_SEQ, 0..MAX_SEQ, 1u8..=6).prop_map(|(epoch, from, to, reason)| {
         Body::Loss(Loss { epoch, from, to, reason: LossReason::from_u8(reason).unwrap() })
@@ -89,8 +92,8 @@ fn payloads_share_the_input() {
     let records = Records {
         format: PayloadFormat::Json,
         payload: Bytes::from(vec![b'x'; 1000]),
-        runs: vec![Run { index: 0, len: 1, epoch: Epoch(1), seq: 1 }],
-        stamps: Vec::new(),
+        runs: smallvec![Run { index: 0, len: 1, epoch: Epoch(1), seq: 1 }],
+        stamps: Stamps::new(),
         assured: true,
     };
     let device = DeviceId::new("a").unwrap();

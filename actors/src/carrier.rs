@@ -1,0 +1,220 @@
+//! Carries messages between a device's seat, its state machine and the committer. It decides nothing.
+//!
+//! What it owns besides the machine is the list of entries that are still being committed: before each step it
+//! applies those that have become durable, so nobody has to send it a message for every commit.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use device::entry::{Body, DeadLetter, Entry, Reason};
+use device::machine::{self, Decision, Device, Effect, EpochLedger};
+use device::payload::PayloadFormat;
+use device::seq::Position;
+use device::time::Timestamp;
+
+use crate::handle::DeviceHandle;
+use crate::message::{Channel, Inbound, Outcome};
+use crate::metrics::add;
+use crate::shard::Shard;
+
+/// A step of a device failed: its state is not to be trusted any more.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// What happened, for the log.
+    pub(crate) text: String,
+    /// The message that was not looked at yet: it belongs to the successor.
+    pub(crate) untouched: Option<Inbound>,
+}
+
+/// A device that is awake.
+#[derive(Debug)]
+pub(crate) struct Carrier {
+    shard: Arc<Shard>,
+    device: Device,
+    staged: VecDeque<(Position, Entry)>,
+    /// How many of the staged entries their sender expects an ack frame for.
+    to_acknowledge: usize,
+}
+
+impl Carrier {
+    pub(crate) fn new(shard: Arc<Shard>, device: Device) -> Self {
+        Self { shard, device, staged: VecDeque::new(), to_acknowledge: 0 }
+    }
+
+    /// A message has its turn.
+    pub(crate) fn take(&mut self, handle: &Arc<DeviceHandle>, message: Inbound) -> Result<(), Failure> {
+        let mut message = Some(message);
+        let turn = self.guarded(|carrier| {
+            carrier.settle(handle);
+            message.take().map_or(Ok(()), |message| carrier.admit(handle, message))
+        });
+        let untouched = message;
+        turn.unwrap_or_else(|failure| Err(Failure { untouched, ..failure }))
+    }
+
+    /// Time has passed: acks and resend requests may be due.
+    pub(crate) fn tick(&mut self, handle: &Arc<DeviceHandle>, now: Timestamp) -> Result<(), Failure> {
+        self.guarded(|carrier| {
+            carrier.settle(handle);
+            let effects = carrier.device.tick(now);
+            carrier.carry_out(handle, effects);
+            if carrier.device.owes() || !carrier.staged.is_empty() {
+                carrier.shard.attend(handle);
+            }
+        })
+    }
+
+    /// The durable state, for a checkpoint.
+    pub(crate) fn snapshot(&mut self, handle: &Arc<DeviceHandle>) -> Result<Bytes, Failure> {
+        self.guarded(|carrier| {
+            carrier.settle(handle);
+            if !carrier.staged.is_empty() {
+                // They will be durable behind this checkpoint: the next one has to ask again.
+                carrier.shard.touch(handle);
+            }
+            Bytes::from(carrier.device.snapshot())
+        })
+    }
+
+    /// The durable state if nothing is under way, so that the device may go to sleep with it.
+    pub(crate) fn rest(&mut self, handle: &Arc<DeviceHandle>) -> Result<Option<Bytes>, Failure> {
+        self.guarded(|carrier| {
+            carrier.settle(handle);
+            let quiet = carrier.staged.is_empty() && carrier.device.is_quiet();
+            quiet.then(|| Bytes::from(carrier.device.snapshot()))
+        })
+    }
+
+    /// The account of every epoch.
+    pub(crate) fn ledger(&mut self, handle: &Arc<DeviceHandle>) -> Result<Vec<EpochLedger>, Failure> {
+        self.guarded(|carrier| {
+            carrier.settle(handle);
+            carrier.device.ledger()
+        })
+    }
+
+    /// A panic of the step is a failure of this device alone, on whatever thread it happens.
+    fn guarded<T>(&mut self, step: impl FnOnce(&mut Self) -> T) -> Result<T, Failure> {
+        catch_unwind(AssertUnwindSafe(|| step(self)))
+            .map_err(|_| Failure { text: "a step of the device panicked".into(), untouched: None })
+    }
+
+    /// Applies what has become durable.
+    fn settle(&mut self, handle: &Arc<DeviceHandle>) {
+        if self.staged.is_empty() {
+            return;
+        }
+        let durable = self.shard.committer.durable();
+        while let Some((position, entry)) = self.staged.pop_front_if(|(position, _)| *position <= durable) {
+            self.to_acknowledge -= usize::from(wants_ack(&entry));
+            let effects = self.device.apply(position, &entry);
+            self.carry_out(handle, effects);
+            if self.staged.front().is_none_or(|(next, _)| *next > position) {
+                self.device.advance(position);
+            }
+        }
+    }
+
+    fn admit(&mut self, handle: &Arc<DeviceHandle>, inbound: Inbound) -> Result<(), Failure> {
+        let Inbound { channel, payload, format, received, session, reply, credit } = inbound;
+        let message = machine::Message {
+            channel: match channel {
+                Channel::Telemetry => machine::Channel::Telemetry,
+                Channel::Hello => machine::Channel::Hello,
+            },
+            payload: &payload,
+            format,
+            received,
+            session,
+        };
+        let metrics = &self.shard.metrics;
+        add(&metrics.messages, 1);
+        let (shard, device) = (&self.shard, &mut self.device);
+        let verdict =
+            catch_unwind(AssertUnwindSafe(|| device.admit(message, &shard.catalog, &mut || (shard.random)())));
+        let Ok(verdict) = verdict else {
+            // The payload is kept so that the same bytes cannot fail the device for ever; the state goes, and the
+            // device starts from what is durable.
+            let text = "the device's state machine failed on this payload; it is kept here for diagnosis".to_owned();
+            let letter = DeadLetter {
+                sender: String::new(),
+                topic: format!("devices/{}/{}", handle.id(), topic_of(channel)),
+                reason: Reason::Failed,
+                text: text.clone(),
+                payload,
+                accounted: None,
+            };
+            let entry = Entry { device: handle.id().clone(), received, body: Body::DeadLetter(letter) };
+            self.shard.touch(handle);
+            add(&metrics.received, 1);
+            add(&metrics.dead_lettered, 1);
+            let outcome = Outcome::Refused { reason: Reason::Failed, text: text.clone(), kept: true };
+            self.shard.committer.push([entry], reply.map(|reply| (reply, outcome)), credit);
+            return Err(Failure { text, untouched: None });
+        };
+        add(&metrics.received, verdict.counts.received);
+        add(&metrics.stored, verdict.counts.stored);
+        add(&metrics.duplicate, verdict.counts.duplicate);
+        add(&metrics.nacked, verdict.counts.nacked);
+        add(&metrics.dead_lettered, verdict.counts.dead);
+        let outcome = match verdict.decision {
+            Decision::Commit | Decision::Duplicate | Decision::Staged => Outcome::Stored,
+            Decision::Kept(ref refusal) => {
+                Outcome::Refused { reason: refusal.reason, text: refusal.text.clone(), kept: true }
+            }
+            Decision::Refused(ref refusal) => {
+                Outcome::Refused { reason: refusal.reason, text: refusal.text.clone(), kept: false }
+            }
+        };
+        if !verdict.entries.is_empty() {
+            // Before the push: a checkpoint that covers the entries must find this device on its list.
+            self.shard.touch(handle);
+            let entries = verdict.entries.clone();
+            let position = self.shard.committer.push(verdict.entries, reply.map(|reply| (reply, outcome)), credit);
+            self.to_acknowledge += entries.iter().filter(|entry| wants_ack(entry)).count();
+            self.staged.extend(entries.into_iter().map(|entry| (position, entry)));
+        } else if let Some(reply) = reply {
+            match verdict.decision {
+                Decision::Staged => self.shard.committer.push_reply(reply, outcome),
+                _ => reply.send(outcome),
+            }
+        }
+        self.carry_out(handle, verdict.effects);
+        if self.to_acknowledge > 0 || self.device.owes() {
+            self.shard.attend(handle);
+        }
+        Ok(())
+    }
+
+    fn carry_out(&self, handle: &DeviceHandle, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Publish { topic, payload, qos } => {
+                    self.shard.downlink.publish(handle.id(), topic, Bytes::from(payload), qos);
+                }
+                Effect::Event(event) => {
+                    add(&self.shard.metrics.events, 1);
+                    tracing::info!(device = %handle.id(), ?event, "device event");
+                }
+            }
+        }
+    }
+}
+
+fn topic_of(channel: Channel) -> &'static str {
+    match channel {
+        Channel::Telemetry => "telemetry",
+        Channel::Hello => "hello",
+    }
+}
+
+/// Whether the device expects an ack frame for this entry: only senders of frames do.
+fn wants_ack(entry: &Entry) -> bool {
+    match &entry.body {
+        Body::Records(records) => records.format == PayloadFormat::Frame,
+        Body::Loss(_) | Body::Closed { .. } => true,
+        Body::DeadLetter(letter) => letter.accounted.is_some(),
+    }
+}
