@@ -213,7 +213,7 @@ impl Committer {
             let due = state.due(now, &work.policy);
             let asked = !queue.barriers.is_empty();
             if !queue.entries.is_empty() || !queue.replies.is_empty() || due.is_some() || asked {
-                let entries = std::mem::take(&mut queue.entries);
+                let entries = take_all(&mut queue.entries);
                 let batch = (!entries.is_empty()).then_some(queue.next);
                 if batch.is_some() {
                     queue.next = queue.next.next();
@@ -228,8 +228,8 @@ impl Committer {
                 return Some(Taken {
                     batch,
                     entries,
-                    replies: std::mem::take(&mut queue.replies),
-                    credits: std::mem::take(&mut queue.credits),
+                    replies: take_all(&mut queue.replies),
+                    credits: take_all(&mut queue.credits),
                     barrier,
                     requests,
                 });
@@ -327,6 +327,12 @@ impl Committer {
         self.durable.store(position.0, Ordering::Release);
         true
     }
+}
+
+/// Takes everything and leaves as much room: the next commit is likely to be as large as this one.
+fn take_all<T>(from: &mut Vec<T>) -> Vec<T> {
+    let room = Vec::with_capacity(from.len());
+    std::mem::replace(from, room)
 }
 
 /// A commit after a long flood must not keep its buffer for ever.
