@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 
@@ -130,6 +131,56 @@ def exact(engine, book, now):
         raw.close()
 
 
+def visible(engine, now):
+    """One record on an idle engine can be queried through it soon, without a flush or more records behind it."""
+    raw = Raw(engine.mqtt_port, "lonely")
+    raw.publish("devices/lonely/telemetry", json.dumps({"epoch": 1, "seq": 1, "ts": now, "temperature": 1}).encode())
+    sql = b"SELECT device FROM telemetry WHERE device = 'lonely'"
+    until = time.monotonic() + 10
+    while True:
+        status, body = engine.http("/v1/query", sql)
+        if status == 200 and b"lonely" in body:
+            break
+        check(time.monotonic() < until, f"an acknowledged row is not visible after 10 s: {status} {body[:200]!r}")
+        time.sleep(0.05)
+    raw.close()
+
+
+def audited(engine, now):
+    """Audits of a device that publishes meanwhile never call a record missing or double."""
+    raw, done, failed = Raw(engine.mqtt_port, "busy"), threading.Event(), []
+
+    def publish():
+        seq = 0
+        try:
+            while not done.is_set():
+                seq += 1
+                record = {"epoch": 7, "seq": seq, "ts": now + seq, "temperature": seq}
+                raw.publish("devices/busy/telemetry", json.dumps(record).encode())
+        except Exception as e:  # noqa: BLE001: told below
+            failed.append(e)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    rows = 0
+    try:
+        for _ in range(10):
+            status, body = engine.http("/v1/audit/busy")
+            # The first audit may come before the first record.
+            if status == 404 and rows == 0:
+                continue
+            check(status == 200, f"audit: {status} {body[:300]!r}")
+            answer = json.loads(body)
+            check(answer["ok"], f"an audit under load found: {body[:500]!r}")
+            rows = sum(epoch["rows"] for epoch in answer["epochs"])
+    finally:
+        done.set()
+        thread.join(timeout=30)
+        raw.close()
+    check(not failed and rows > 0, f"nothing was audited: {failed}")
+    print(f"  10 audits, {rows} rows at the last")
+
+
 def unnumbered(engine, now):
     """Records that leave out epoch, seq or ts. Returns device -> (rows, assured)."""
     raw = Raw(engine.mqtt_port, "unnumbered")
@@ -211,6 +262,9 @@ def main():
     try:
         engine.start()
         book, now, counts = Book(), time.time_ns(), {}
+        # First, while nothing else would push its row out.
+        step("visible", failed, lambda: visible(engine, now))
+        step("audited", failed, lambda: audited(engine, now))
         for part in (mosquitto_pub, paho, exact):
             step(part.__name__, failed, lambda part=part: part(engine, book, now))
         step("unnumbered", failed, lambda: counts.update(unnumbered(engine, now)))
