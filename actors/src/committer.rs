@@ -7,11 +7,13 @@
 //! credits stay out, and sockets stand still.
 //!
 //! The committer also decides where barriers stand, because only it knows the order.
+//!
+//! All work is done by [`Committer::step`], which never waits: the thread ([`Committer::run`]) waits between steps,
+//! and a simulation steps it by itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::SyncSender;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use device::entry::{Entry, LogBody, LogRecord};
@@ -22,6 +24,8 @@ use parking_lot::{Condvar, Mutex};
 use storage::durable::Durable;
 use storage::log::ShardLog;
 use tokio::sync::oneshot;
+// A simulation's clock inside of its runtime, the machine's anywhere else.
+use tokio::time::Instant;
 
 use crate::admission::Credit;
 use crate::message::{Outcome, Reply};
@@ -64,12 +68,18 @@ struct Queue {
     stop: bool,
 }
 
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.replies.is_empty() && self.barriers.is_empty()
+    }
+}
+
 struct BarrierRequest {
     cut: bool,
     done: oneshot::Sender<Barrier>,
 }
 
-/// The queue and thread of one shard.
+/// The queue of one shard, and the steps that empty it.
 pub struct Committer {
     shard: ShardId,
     queue: Mutex<Queue>,
@@ -88,8 +98,8 @@ impl std::fmt::Debug for Committer {
 pub struct Work {
     /// Where records go.
     pub log: Arc<dyn ShardLog>,
-    /// Who takes them once they are durable.
-    pub consumer: SyncSender<Durable>,
+    /// Takes them once they are durable, waiting if it must; false: nobody consumes any more.
+    pub consumer: Box<dyn Fn(Durable) -> bool + Send + Sync>,
     /// Time of records.
     pub clock: Clock,
     /// When barriers are due.
@@ -185,149 +195,179 @@ impl Committer {
 
     /// The thread: returns after [`Committer::stop`], or when nobody consumes any more.
     pub fn run(&self, start: Start, work: &Work) {
-        let mut state = Thread {
-            barrier: start.barrier,
-            time: start.time,
-            last_barrier: Instant::now(),
-            last_cut: Instant::now(),
-            bytes_since_cut: 0,
-            fresh: start.uncut,
-            uncut: start.uncut,
-            cut_hour: start.time.0.div_euclid(HOUR),
-            buffer: Vec::new(),
-        };
+        let mut progress = Progress::new(start);
         loop {
-            let taken = self.take(&mut state, work);
-            let Some(taken) = taken else { return };
-            if !self.commit(taken, &mut state, work) {
-                return;
-            }
-        }
-    }
-
-    /// Waits for something to do and takes it out of the queue, positions assigned.
-    fn take(&self, state: &mut Thread, work: &Work) -> Option<Taken> {
-        let mut queue = self.queue.lock();
-        loop {
-            let now = (work.clock)();
-            let due = state.due(now, &work.policy);
-            let asked = !queue.barriers.is_empty();
-            if !queue.entries.is_empty() || !queue.replies.is_empty() || due.is_some() || asked {
-                let entries = take_all(&mut queue.entries);
-                let batch = (!entries.is_empty()).then_some(queue.next);
-                if batch.is_some() {
-                    queue.next = queue.next.next();
+            match self.step(&mut progress, work) {
+                Step::Worked => {}
+                Step::Idle(patience) => {
+                    let mut queue = self.queue.lock();
+                    if queue.is_empty() && !queue.stop {
+                        self.wake.wait_for(&mut queue, patience);
+                    }
                 }
-                let requests = std::mem::take(&mut queue.barriers);
-                // Rows that come with this very batch make a cut worth while too.
-                let barrier = (due.is_some() || asked).then(|| {
-                    let at = queue.next;
-                    queue.next = at.next();
-                    (at, due == Some(true) || requests.iter().any(|r| r.cut))
-                });
-                return Some(Taken {
-                    batch,
-                    entries,
-                    replies: take_all(&mut queue.replies),
-                    credits: take_all(&mut queue.credits),
-                    barrier,
-                    requests,
-                });
+                Step::Away(pause) => std::thread::sleep(pause),
+                Step::Ended => return,
             }
-            if queue.stop {
-                return None;
-            }
-            let wait = state.wait(&work.policy);
-            self.wake.wait_for(&mut queue, wait);
         }
     }
 
-    fn commit(&self, taken: Taken, state: &mut Thread, work: &Work) -> bool {
-        state.time = state.time.max((work.clock)());
-        if let Some(position) = taken.batch {
-            let record = LogRecord { time: state.time, body: LogBody::Batch(taken.entries) };
-            if !self.append(position, &record, state, work) {
-                return false;
-            }
-            state.fresh = true;
-            state.uncut = true;
-            add(&work.metrics.commits, 1);
-            for (reply, outcome) in taken.replies {
-                reply.send(outcome);
-            }
-            let hold = Some(Box::new(taken.credits) as Box<dyn std::any::Any + Send>);
-            if work.consumer.send(Durable { position, record, hold }).is_err() {
-                return false;
-            }
-        } else {
+    /// Does what can be done now: at most one append.
+    pub fn step(&self, progress: &mut Progress, work: &Work) -> Step {
+        let pending = match progress.pending.take() {
+            Some(pending) => pending,
+            None => match self.next(progress, work) {
+                Ok(pending) => pending,
+                Err(step) => return step,
+            },
+        };
+        self.append(pending, progress, work)
+    }
+
+    /// The next record to append, or what to do instead.
+    fn next(&self, progress: &mut Progress, work: &Work) -> Result<Pending, Step> {
+        if let Some((position, cut, requests)) = progress.barrier_next.take() {
+            return Ok(self.barrier_record(position, cut, requests, progress, work));
+        }
+        let Some(taken) = self.take(progress, work) else {
+            let stop = self.queue.lock().stop;
+            return Err(if stop { Step::Ended } else { Step::Idle(progress.wait(&work.policy)) });
+        };
+        progress.time = progress.time.max((work.clock)());
+        progress.barrier_next = taken.barrier.map(|(position, cut)| (position, cut, taken.requests));
+        let Some(position) = taken.batch else {
             // Nothing new: whatever these replies wait for was committed before.
             for (reply, outcome) in taken.replies {
                 reply.send(outcome);
             }
-        }
-        let Some((position, cut)) = taken.barrier else { return true };
-        state.barrier = state.barrier.next();
-        let body = LogBody::Barrier { barrier: state.barrier, cut, catalog: work.catalog };
-        let record = LogRecord { time: state.time, body };
-        if !self.append(position, &record, state, work) {
-            return false;
-        }
-        state.passed(cut);
-        if work.consumer.send(Durable { position, record, hold: None }).is_err() {
-            return false;
-        }
-        for request in taken.requests {
-            // Whoever asked may have gone away; the barrier stands all the same.
-            let _ = request.done.send(state.barrier);
-        }
-        true
+            return Err(Step::Worked);
+        };
+        let record = LogRecord { time: progress.time, body: LogBody::Batch(taken.entries) };
+        let then = Then::Batch { replies: taken.replies, credits: taken.credits };
+        Ok(Pending::new(position, record, then, progress))
     }
 
-    /// Appends until it succeeds. False: told to stop while the log was away.
-    fn append(&self, position: Position, record: &LogRecord, state: &mut Thread, work: &Work) -> bool {
-        let mut buffer = std::mem::take(&mut state.buffer);
-        buffer.clear();
-        record.encode(&mut buffer);
-        let bytes = Bytes::from(buffer);
-        let mut pause = Duration::from_millis(50);
-        loop {
-            match work.log.append(self.shard, position, &bytes) {
-                Ok(()) => break,
-                Err(error) if !error.is_retriable() => {
-                    // Another writer, or a damaged log: to go on would acknowledge what may not be there.
-                    tracing::error!(shard = %self.shard, %error, "the log cannot be written any more");
-                    self.healthy.store(false, Ordering::Relaxed);
-                    (work.failed)(error.to_string());
-                    return false;
+    fn barrier_record(
+        &self,
+        position: Position,
+        cut: bool,
+        requests: Vec<BarrierRequest>,
+        progress: &mut Progress,
+        work: &Work,
+    ) -> Pending {
+        progress.barrier = progress.barrier.next();
+        let body = LogBody::Barrier { barrier: progress.barrier, cut, catalog: work.catalog };
+        let record = LogRecord { time: progress.time, body };
+        Pending::new(position, record, Then::Barrier { cut, requests }, progress)
+    }
+
+    /// Takes what there is to do out of the queue, positions assigned.
+    fn take(&self, progress: &Progress, work: &Work) -> Option<Taken> {
+        let mut queue = self.queue.lock();
+        let due = progress.due((work.clock)(), &work.policy);
+        let asked = !queue.barriers.is_empty();
+        if queue.is_empty() && due.is_none() {
+            return None;
+        }
+        let entries = take_all(&mut queue.entries);
+        let batch = (!entries.is_empty()).then_some(queue.next);
+        if batch.is_some() {
+            queue.next = queue.next.next();
+        }
+        let requests = std::mem::take(&mut queue.barriers);
+        // Rows that come with this very batch make a cut worth while too.
+        let barrier = (due.is_some() || asked).then(|| {
+            let at = queue.next;
+            queue.next = at.next();
+            (at, due == Some(true) || requests.iter().any(|r| r.cut))
+        });
+        Some(Taken {
+            batch,
+            entries,
+            replies: take_all(&mut queue.replies),
+            credits: take_all(&mut queue.credits),
+            barrier,
+            requests,
+        })
+    }
+
+    /// Tries to append a record; it is tried again by the next step until that succeeds.
+    fn append(&self, mut pending: Pending, progress: &mut Progress, work: &Work) -> Step {
+        match work.log.append(self.shard, pending.position, &pending.bytes) {
+            Ok(()) => {}
+            Err(error) if !error.is_retriable() => {
+                // Another writer, or a damaged log: to go on would acknowledge what may not be there.
+                tracing::error!(shard = %self.shard, %error, "the log cannot be written any more");
+                self.healthy.store(false, Ordering::Relaxed);
+                (work.failed)(error.to_string());
+                return Step::Ended;
+            }
+            Err(error) => {
+                add(&work.metrics.commit_failures, 1);
+                if self.healthy.swap(false, Ordering::Relaxed) {
+                    tracing::error!(shard = %self.shard, %error, "the log refuses appends; nothing is acknowledged until it takes them again");
                 }
-                Err(error) => {
-                    add(&work.metrics.commit_failures, 1);
-                    if self.healthy.swap(false, Ordering::Relaxed) {
-                        tracing::error!(shard = %self.shard, %error, "the log refuses appends; nothing is acknowledged until it takes them again");
-                    }
-                    if self.queue.lock().stop {
-                        tracing::error!(shard = %self.shard, "stopped while the log was away; what was not acknowledged is dropped");
-                        return false;
-                    }
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_secs(1));
+                if self.queue.lock().stop {
+                    tracing::error!(shard = %self.shard, "stopped while the log was away; what was not acknowledged is dropped");
+                    return Step::Ended;
                 }
+                let pause = pending.pause;
+                pending.pause = (pause * 2).min(LONGEST_PAUSE);
+                progress.pending = Some(pending);
+                return Step::Away(pause);
             }
         }
         if !self.healthy.swap(true, Ordering::Relaxed) {
             tracing::info!(shard = %self.shard, "the log takes appends again");
         }
-        add(&work.metrics.log_bytes, bytes.len() as u64);
-        state.bytes_since_cut += bytes.len() as u64;
+        add(&work.metrics.log_bytes, pending.bytes.len() as u64);
+        progress.bytes_since_cut += pending.bytes.len() as u64;
+        let Pending { position, bytes, record, then, .. } = pending;
         // The log keeps none of it, so this is the same memory again; a copy would be right, too.
-        state.buffer = Vec::from(bytes);
-        if state.buffer.capacity() > LARGEST_BUFFER {
-            state.buffer = Vec::new();
+        progress.buffer = Vec::from(bytes);
+        if progress.buffer.capacity() > LARGEST_BUFFER {
+            progress.buffer = Vec::new();
         }
         self.durable.store(position.0, Ordering::Release);
-        true
+        let going = match then {
+            Then::Batch { replies, credits } => {
+                progress.fresh = true;
+                progress.uncut = true;
+                add(&work.metrics.commits, 1);
+                for (reply, outcome) in replies {
+                    reply.send(outcome);
+                }
+                let hold = Some(Box::new(credits) as Box<dyn std::any::Any + Send>);
+                (work.consumer)(Durable { position, record, hold })
+            }
+            Then::Barrier { cut, requests } => {
+                progress.passed(cut);
+                let going = (work.consumer)(Durable { position, record, hold: None });
+                for request in requests.into_iter().take_while(|_| going) {
+                    // Whoever asked may have gone away; the barrier stands all the same.
+                    let _ = request.done.send(progress.barrier);
+                }
+                going
+            }
+        };
+        if going { Step::Worked } else { Step::Ended }
     }
 }
+
+/// What a step of the committer did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Something; there may be more to do.
+    Worked,
+    /// Nothing: there is nothing to do for so long, unless something is pushed.
+    Idle(Duration),
+    /// The log refuses appends: try again after this pause.
+    Away(Duration),
+    /// It has ended.
+    Ended,
+}
+
+/// Longest pause before an append that failed is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Takes everything and leaves as much room: the next commit is likely to be as large as this one.
 fn take_all<T>(from: &mut Vec<T>) -> Vec<T> {
@@ -350,7 +390,33 @@ struct Taken {
     requests: Vec<BarrierRequest>,
 }
 
-struct Thread {
+/// A record on its way into the log.
+struct Pending {
+    position: Position,
+    bytes: Bytes,
+    record: LogRecord,
+    then: Then,
+    /// Before the next try, should this one fail.
+    pause: Duration,
+}
+
+/// What follows when a record is durable.
+enum Then {
+    Batch { replies: Vec<(Reply, Outcome)>, credits: Vec<Credit> },
+    Barrier { cut: bool, requests: Vec<BarrierRequest> },
+}
+
+impl Pending {
+    fn new(position: Position, record: LogRecord, then: Then, progress: &mut Progress) -> Self {
+        let mut buffer = std::mem::take(&mut progress.buffer);
+        buffer.clear();
+        record.encode(&mut buffer);
+        Self { position, bytes: Bytes::from(buffer), record, then, pause: Duration::from_millis(50) }
+    }
+}
+
+/// Where a committer stands between two steps.
+pub struct Progress {
     barrier: Barrier,
     time: Timestamp,
     last_barrier: Instant,
@@ -363,9 +429,36 @@ struct Thread {
     cut_hour: i64,
     /// Where records are encoded.
     buffer: Vec<u8>,
+    /// Being appended.
+    pending: Option<Pending>,
+    /// To be appended next: position, whether it cuts, and who asked for it.
+    barrier_next: Option<(Position, bool, Vec<BarrierRequest>)>,
 }
 
-impl Thread {
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Progress").field("barrier", &self.barrier).field("time", &self.time).finish_non_exhaustive()
+    }
+}
+
+impl Progress {
+    /// At the start of a committer.
+    pub fn new(start: Start) -> Self {
+        Self {
+            barrier: start.barrier,
+            time: start.time,
+            last_barrier: Instant::now(),
+            last_cut: Instant::now(),
+            bytes_since_cut: 0,
+            fresh: start.uncut,
+            uncut: start.uncut,
+            cut_hour: start.time.0.div_euclid(HOUR),
+            buffer: Vec::new(),
+            pending: None,
+            barrier_next: None,
+        }
+    }
+
     /// `Some(cut)` when a barrier is due.
     fn due(&self, now: Timestamp, policy: &BarrierPolicy) -> Option<bool> {
         if self.uncut

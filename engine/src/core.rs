@@ -9,17 +9,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use actors::admission::Admission;
-use actors::committer::{BarrierPolicy, Committer, Start, Work};
+use actors::committer::{BarrierPolicy, Work};
 use actors::message::Downlink;
 use actors::metrics::Metrics;
 use actors::node::Node;
-use actors::shard::{Parts as ShardParts, Shard, Snapshots};
 use bytes::Bytes;
-use device::entry::{LogBody, LogRecord};
 use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
-use device::seq::{Barrier, Position};
-use pipelines::runner::{DeviceStates, LogEnd, Parts as RunnerParts, Runner, RunnerError, Status};
+use device::seq::Barrier;
+use pipelines::runner::{LogEnd, RunnerError, Status};
 use serde::{Deserialize, Serialize};
 use sql::Project;
 use storage::layout;
@@ -34,6 +32,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::opener::{Opened, Opener};
 use crate::project::{self, Loaded, ProjectError};
 
 /// Why the data plane does not start, or had to stop.
@@ -129,7 +128,14 @@ impl Core {
         for shard in 0..shards {
             states.push(Arc::new(StateStore::open(&store, ShardId(shard)).await?));
         }
-        let opener = Opener { config, store: &store, log: &log, clock: &clock, downlink: &downlink };
+        let opener = Opener {
+            store: store.clone(),
+            log: log.clone(),
+            clock: clock.clone(),
+            random: Arc::new(rand::random::<u64>),
+            downlink,
+            passivate_after: config.node.passivate_after,
+        };
 
         let project_file = project_file(&root);
         if let Some(old) = project::stored(&project_file)? {
@@ -137,7 +143,8 @@ impl Core {
                 tracing::info!("the pipeline project has changed; finishing what was written under the old one");
                 let old = Arc::new(old.project);
                 for (shard, state) in states.iter().enumerate() {
-                    opener.finish(ShardId(shard as u16), state, &old).await?;
+                    let (opener, state, old) = (opener.clone(), state.clone(), old.clone());
+                    blocking(async move || { opener.finish(ShardId(shard as u16), &state, &old).await }).await??;
                 }
                 project::store(&project_file, &loaded.files)?;
             }
@@ -148,26 +155,20 @@ impl Core {
         let project = Arc::new(loaded.project);
         let catalog = Arc::new(project.catalog());
         let metrics = Arc::new(Metrics::default());
+        let fingerprint = project.fingerprint();
         let (fatal_sender, fatal) = mpsc::channel(usize::from(shards).max(1));
         let (mut opened, mut statuses, mut threads, mut recovered) = (vec![], vec![], vec![], vec![]);
         for (at, state) in states.iter().enumerate() {
             let id = ShardId(at as u16);
-            let (shard, runner, end, status) = opener.shard(id, state, &project, &catalog, &metrics).await?;
-            threads.extend(spawn(
-                &shard,
-                runner,
-                end,
-                &project,
-                config,
-                &log,
-                &clock,
-                &metrics,
-                &fatal_sender,
-                &status,
-            ));
-            opened.push(shard);
-            statuses.push(status);
-            recovered.push(end);
+            let (opener, state) = (opener.clone(), state.clone());
+            let (project, catalog, counters) = (project.clone(), catalog.clone(), metrics.clone());
+            let shard =
+                blocking(async move || { opener.shard(id, &state, &project, &catalog, &counters).await }).await??;
+            opened.push(shard.shard.clone());
+            statuses.push(shard.status.clone());
+            recovered.push(shard.end);
+            let work = work(id, config, &log, &clock, fingerprint, &metrics, &fatal_sender);
+            threads.extend(spawn(id, shard, work, &fatal_sender));
         }
         let admission = Admission::new(config.limits.in_flight as usize);
         let node = Node::start(opened, admission, metrics.clone())
@@ -310,133 +311,57 @@ fn shard_count(path: &Path, wanted: u16) -> Result<u16, CoreError> {
     }
 }
 
-struct Opener<'a> {
-    config: &'a Config,
-    store: &'a Store,
-    log: &'a Arc<dyn ShardLog>,
-    clock: &'a Clock,
-    downlink: &'a Arc<dyn Downlink>,
-}
-
-impl Opener<'_> {
-    /// Recovers a shard: devices from state and log, then tables and pipelines by replay.
-    async fn shard(
-        &self,
-        id: ShardId,
-        state: &Arc<StateStore>,
-        project: &Arc<Project>,
-        catalog: &Arc<Catalog>,
-        metrics: &Arc<Metrics>,
-    ) -> Result<(Arc<Shard>, Runner, LogEnd, Arc<Status>), CoreError> {
-        let last = self.log.bounds(id)?.last;
-        let start = Start { position: last, barrier: Barrier(0), time: Default::default(), uncut: false };
-        let checkpoint = state.load().await?.checkpoint.map_or_else(Position::default, |c| c.0);
-        let shard = Arc::new(Shard::new(ShardParts {
-            id,
-            committer: Committer::new(id, start),
-            log: self.log.clone(),
-            state: state.clone(),
-            catalog: catalog.clone(),
-            clock: self.clock.clone(),
-            random: Arc::new(rand::random::<u64>),
-            downlink: self.downlink.clone(),
-            metrics: metrics.clone(),
-            passivate_after_ns: i64::try_from(self.config.node.passivate_after.as_nanos()).unwrap_or(i64::MAX),
-            checkpoint,
-        }));
-        shard.recover().await?;
-        let status = Arc::new(Status::default());
-        let parts = RunnerParts {
-            shard: id,
-            log: self.log.clone(),
-            state: state.clone(),
-            store: self.store.clone(),
-            project: project.clone(),
-            catalog: catalog.clone(),
-            devices: Box::new(ShardStates { shard: shard.clone(), runtime: Handle::current(), last: None }),
-            runtime: Handle::current(),
-            status: status.clone(),
-        };
-        let replayed = blocking(move || {
-            let mut runner = Runner::open(parts)?;
-            let end = runner.replay()?;
-            Ok((runner, end))
-        })
-        .await?;
-        let (runner, mut end) = replayed.map_err(|source| CoreError::Runner { shard: id, source })?;
-        end.position = end.position.max(last);
-        Ok((shard, runner, end, status))
-    }
-
-    /// Finishes everything that a shard's log holds under `project`: replay, a barrier, files.
-    async fn finish(&self, id: ShardId, state: &Arc<StateStore>, project: &Arc<Project>) -> Result<(), CoreError> {
-        let catalog = Arc::new(project.catalog());
-        let metrics = Arc::new(Metrics::default());
-        let (shard, mut runner, end, _) = self.shard(id, state, project, &catalog, &metrics).await?;
-        if !end.uncut {
-            return Ok(());
-        }
-        let body = LogBody::Barrier { barrier: end.barrier.next(), cut: true, catalog: project.fingerprint() };
-        let record = LogRecord { time: end.time.max((self.clock)()), body };
-        let position = end.position.next();
-        let mut bytes = Vec::new();
-        record.encode(&mut bytes);
-        self.log.append(id, position, &Bytes::from(bytes))?;
-        let done = blocking(move || runner.take(position, &record)).await?;
-        drop(shard);
-        done.map_err(|source| CoreError::Runner { shard: id, source })
-    }
-}
-
-/// Runs `act` on a thread of its own: consumers wait for the runtime, which a runtime thread must not do.
-async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, CoreError> {
-    tokio::task::spawn_blocking(act)
+/// Runs `act` on a thread of its own: replay computes for long, which a runtime thread must not do.
+async fn blocking<T: Send + 'static>(act: impl AsyncFnOnce() -> T + Send + 'static) -> Result<T, CoreError> {
+    let runtime = Handle::current();
+    tokio::task::spawn_blocking(move || runtime.block_on(act()))
         .await
         .map_err(|e| CoreError::Other(format!("recovery ended without an answer: {e}")))
 }
 
-#[allow(clippy::too_many_arguments)]
-fn spawn(
-    shard: &Arc<Shard>,
-    mut runner: Runner,
-    end: LogEnd,
-    project: &Arc<Project>,
+/// What the committer of a shard works with; its consumer comes with its thread.
+fn work(
+    shard: ShardId,
     config: &Config,
     log: &Arc<dyn ShardLog>,
     clock: &Clock,
+    catalog: u64,
     metrics: &Arc<Metrics>,
     fatal: &mpsc::Sender<CoreError>,
-    status: &Arc<Status>,
-) -> Vec<JoinHandle<()>> {
-    let id = shard.id;
-    let (sender, receiver) = std::sync::mpsc::sync_channel(crate::limits::CONSUMER_QUEUE);
-    let start = Start { position: end.position, barrier: end.barrier, time: end.time, uncut: end.uncut };
-    let work = Work {
+) -> Work {
+    let fatal = fatal.clone();
+    Work {
         log: log.clone(),
-        consumer: sender,
+        consumer: Box::new(|_| false),
         clock: clock.clone(),
         policy: BarrierPolicy {
             checkpoint_every: config.durability.checkpoint_every,
             cut_every: config.durability.cut_every,
             cut_bytes: config.durability.cut_bytes,
         },
-        catalog: project.fingerprint(),
+        catalog,
         metrics: metrics.clone(),
-        failed: {
-            let fatal = fatal.clone();
-            Box::new(move |error| {
-                let _ = fatal.try_send(CoreError::Other(format!("shard {id}: {error}")));
-            })
-        },
-    };
-    let committing = shard.clone();
+        failed: Box::new(move |error| {
+            let _ = fatal.try_send(CoreError::Other(format!("shard {shard}: {error}")));
+        }),
+    }
+}
+
+/// Starts the two threads of a shard: its committer, and the consumer of its log.
+fn spawn(id: ShardId, opened: Opened, work: Work, fatal: &mpsc::Sender<CoreError>) -> Vec<JoinHandle<()>> {
+    let start = opened.start();
+    let Opened { shard, mut runner, status, .. } = opened;
+    let (sender, receiver) = std::sync::mpsc::sync_channel(crate::limits::CONSUMER_QUEUE);
+    let work = Work { consumer: Box::new(move |durable| sender.send(durable).is_ok()), ..work };
+    let runtime = Handle::current();
     let spawned = [
-        std::thread::Builder::new().name(format!("commit-{id}")).spawn(move || committing.committer.run(start, &work)),
+        std::thread::Builder::new().name(format!("commit-{id}")).spawn(move || {
+            shard.committer.run(start, &work);
+        }),
         {
             let fatal = fatal.clone();
-            let status = status.clone();
             std::thread::Builder::new().name(format!("tables-{id}")).spawn(move || {
-                if let Err(source) = runner.run(&receiver) {
+                if let Err(source) = runner.run(&receiver, &runtime) {
                     status.healthy.store(false, Ordering::Relaxed);
                     let _ = fatal.try_send(CoreError::Runner { shard: id, source });
                 }
@@ -453,28 +378,6 @@ fn spawn(
         }
     }
     threads
-}
-
-/// Gives a consumer the states of its shard's devices.
-struct ShardStates {
-    shard: Arc<Shard>,
-    runtime: Handle,
-    last: Option<Snapshots>,
-}
-
-impl DeviceStates for ShardStates {
-    fn collect(&mut self, position: Position) -> Result<Vec<(DeviceId, Bytes)>, String> {
-        let snapshots = self.runtime.block_on(self.shard.snapshots(position)).map_err(|e| e.to_string())?;
-        let devices = snapshots.devices.clone();
-        self.last = Some(snapshots);
-        Ok(devices)
-    }
-
-    fn persisted(&mut self, position: Position) {
-        if let Some(snapshots) = self.last.take() {
-            self.shard.persisted(position, &snapshots);
-        }
-    }
 }
 
 /// The way to subscribers when there are none.

@@ -3,7 +3,8 @@
 //! A map of the crate:
 //! - [`cli`]: the sub-commands of `weir`.
 //! - [`config`], [`limits`], [`clock`]: settings, bounds, and the only reader of the wall clock.
-//! - [`core`]: the data plane (log, state, devices, pipelines, tables) without listeners.
+//! - [`core`]: the data plane (log, state, devices, pipelines, tables) without listeners. [`opener`]: how one shard of
+//!   it is recovered.
 //! - [`engine`]: the data plane with listeners in front of it.
 //! - [`gateway`]: MQTT. [`bus`]: live messages, the only file that knows rumqttd.
 //! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
@@ -21,6 +22,7 @@ pub mod engine;
 pub mod gateway;
 pub mod http;
 pub mod limits;
+pub mod opener;
 pub mod project;
 pub mod query;
 pub mod simulate;

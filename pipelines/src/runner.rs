@@ -1,6 +1,6 @@
 //! The consumer of a shard's log: feeds durable rows to tables and pipelines, checkpoints at barriers, cuts files.
 //!
-//! It runs on a thread of its own, takes records in log order, and treats a record from replay as it treats one
+//! It has a thread of its own ([`Runner::run`]; a simulation calls [`Runner::take`] instead), takes records in log order, and treats a record from replay as it treats one
 //! that has just been committed. Its order at a barrier is what exactly-once rests on:
 //!
 //! 1. pipelines see everything up to the barrier and give the rows of windows that close there;
@@ -25,6 +25,7 @@ use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
 use device::seq::{Barrier, Position};
 use device::time::Timestamp;
+use futures::future::BoxFuture;
 use storage::durable::Durable;
 use storage::log::ShardLog;
 use storage::parquet::{TableRows, WriteError};
@@ -93,7 +94,7 @@ pub enum RunnerError {
 /// does not know them.
 pub trait DeviceStates: Send {
     /// Snapshots of devices changed since the last call, each with everything up to `position`.
-    fn collect(&mut self, position: Position) -> Result<Vec<(DeviceId, Bytes)>, String>;
+    fn collect(&mut self, position: Position) -> BoxFuture<'_, Result<Vec<(DeviceId, Bytes)>, String>>;
     /// What the last `collect` gave is durable, together with the log up to `position`.
     fn persisted(&mut self, position: Position);
 }
@@ -114,8 +115,6 @@ pub struct Parts {
     pub catalog: Arc<Catalog>,
     /// The device side.
     pub devices: Box<dyn DeviceStates>,
-    /// The runtime that storage needs.
-    pub runtime: Handle,
     /// What others see of the runner.
     pub status: Arc<Status>,
 }
@@ -123,22 +122,20 @@ pub struct Parts {
 impl Parts {
     /// Waits for the store. The state store tries again by itself, silently and without end: what takes too long is
     /// made known as a failing store, and given up only when the process is to end.
-    fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
-        self.runtime.block_on(async {
-            let mut work = std::pin::pin!(work);
-            loop {
-                if let Ok(done) = tokio::time::timeout(STALL, &mut work).await {
-                    return Ok(done);
-                }
-                if self.status.stop.load(Ordering::Relaxed) {
-                    return Err(Failure { permanent: true, text: "the store does not answer".to_owned() });
-                }
-                if self.status.healthy.swap(false, Ordering::Relaxed) {
-                    self.status.store_failures.fetch_add(1, Ordering::Relaxed);
-                    tracing::error!(shard = %self.shard, "the store has not answered for {STALL:?}; waiting until it does");
-                }
+    async fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            if let Ok(done) = tokio::time::timeout(STALL, &mut work).await {
+                return Ok(done);
             }
-        })
+            if self.status.stop.load(Ordering::Relaxed) {
+                return Err(Failure { permanent: true, text: "the store does not answer".to_owned() });
+            }
+            if self.status.healthy.swap(false, Ordering::Relaxed) {
+                self.status.store_failures.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(shard = %self.shard, "the store has not answered for {STALL:?}; waiting until it does");
+            }
+        }
     }
 }
 
@@ -225,8 +222,8 @@ impl std::fmt::Debug for Runner {
 
 impl Runner {
     /// Restores the pipelines of the project from the shard's state; those whose meaning has changed start anew.
-    pub fn open(parts: Parts) -> Result<Self, RunnerError> {
-        let stored = parts.runtime.block_on(parts.state.load())?;
+    pub async fn open(parts: Parts) -> Result<Self, RunnerError> {
+        let stored = parts.state.load().await?;
         let (checkpoint, checkpoint_barrier) = stored.checkpoint.map_or_else(Default::default, |c| (c.0, c.1));
         let (cut_barrier, cut) = stored.cut.map_or_else(Default::default, |done| (done.barrier, done.position));
         let recovered = Recovered { checkpoint, checkpoint_barrier, cut, cut_barrier };
@@ -254,7 +251,7 @@ impl Runner {
         let specs = output::table_specs(&parts.project, &parts.catalog);
         let rows = RowBuilder::new(parts.catalog.clone());
         parts.status.live.start(cut_barrier);
-        for row in parts.runtime.block_on(parts.state.outbox(Barrier(u64::MAX)))? {
+        for row in parts.state.outbox(Barrier(u64::MAX)).await? {
             for batch in output::from_ipc(&row.ipc).map_err(|e| RunnerError::Rows(e.to_string()))? {
                 parts.status.live.add(&row.table, batch);
             }
@@ -280,7 +277,7 @@ impl Runner {
     }
 
     /// Replays the log from the last cut to its end. Returns the position, time and barrier of the last records.
-    pub fn replay(&mut self) -> Result<LogEnd, RunnerError> {
+    pub async fn replay(&mut self) -> Result<LogEnd, RunnerError> {
         let shard = self.parts.shard;
         let mut end = LogEnd { position: self.position, barrier: self.recovered.cut_barrier, ..LogEnd::default() };
         let rows_before = self.parts.status.rows.load(Ordering::Relaxed);
@@ -304,7 +301,7 @@ impl Runner {
                     }
                     LogBody::Batch(_) => end.uncut = true,
                 }
-                self.take(position, &record)?;
+                self.take(position, &record).await?;
             }
         }
         self.gather()?;
@@ -313,14 +310,15 @@ impl Runner {
         Ok(end)
     }
 
-    /// Takes records until their sender is gone.
-    pub fn run(&mut self, records: &Receiver<Durable>) -> Result<(), RunnerError> {
+    /// Takes records until their sender is gone: the loop of the consumer's thread, which waits for `runtime` where
+    /// storage or devices have to be waited for.
+    pub fn run(&mut self, records: &Receiver<Durable>, runtime: &Handle) -> Result<(), RunnerError> {
         // Since when rows wait to be seen. It decides when they become visible, never what they are.
         let mut waiting: Option<Instant> = None;
         loop {
             let patience = waiting.map_or(IDLE, |since| LINGER.saturating_sub(since.elapsed()));
             match records.recv_timeout(patience) {
-                Ok(durable) => self.take(durable.position, &durable.record)?,
+                Ok(durable) => runtime.block_on(self.take(durable.position, &durable.record))?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return self.gather(),
             }
@@ -334,7 +332,7 @@ impl Runner {
     }
 
     /// Takes one record, at the position after the last one taken.
-    pub fn take(&mut self, position: Position, record: &LogRecord) -> Result<(), RunnerError> {
+    pub async fn take(&mut self, position: Position, record: &LogRecord) -> Result<(), RunnerError> {
         match &record.body {
             LogBody::Batch(entries) => {
                 // Checkpoints and cuts stand at barriers, where everything is gathered: what waits from earlier
@@ -353,7 +351,7 @@ impl Runner {
             LogBody::Barrier { barrier, cut, .. } => {
                 self.gather()?;
                 self.position = position;
-                self.barrier(position, record.time, *barrier, *cut)?;
+                self.barrier(position, record.time, *barrier, *cut).await?;
                 self.seen();
             }
         }
@@ -361,7 +359,7 @@ impl Runner {
     }
 
     /// Turns what has been pushed into batches and hands them on.
-    fn gather(&mut self) -> Result<(), RunnerError> {
+    pub fn gather(&mut self) -> Result<(), RunnerError> {
         if self.rows.rows() > 0 {
             self.hand_on()?;
         }
@@ -395,17 +393,23 @@ impl Runner {
         self.parts.status.position.store(self.position.0, Ordering::Release);
     }
 
-    fn barrier(&mut self, position: Position, now: Timestamp, barrier: Barrier, cut: bool) -> Result<(), RunnerError> {
+    async fn barrier(
+        &mut self,
+        position: Position,
+        now: Timestamp,
+        barrier: Barrier,
+        cut: bool,
+    ) -> Result<(), RunnerError> {
         if barrier > self.recovered.checkpoint_barrier {
-            self.checkpoint(position, now, barrier)?;
+            self.checkpoint(position, now, barrier).await?;
         }
         if cut && barrier > self.recovered.cut_barrier {
-            self.cut(position, barrier)?;
+            self.cut(position, barrier).await?;
         }
         Ok(())
     }
 
-    fn checkpoint(&mut self, position: Position, now: Timestamp, barrier: Barrier) -> Result<(), RunnerError> {
+    async fn checkpoint(&mut self, position: Position, now: Timestamp, barrier: Barrier) -> Result<(), RunnerError> {
         let mut outbox = Vec::new();
         let mut states = Vec::with_capacity(self.pipelines.len());
         let mut groups = 0;
@@ -431,7 +435,7 @@ impl Runner {
             let batch = output::late_batch(&late, now).map_err(|e| RunnerError::Rows(e.to_string()))?;
             outbox.push((storage::schema::LATE.to_owned(), batch));
         }
-        let devices = self.parts.devices.collect(position).map_err(RunnerError::Snapshots)?;
+        let devices = self.parts.devices.collect(position).await.map_err(RunnerError::Snapshots)?;
         let outbox_rows = outbox
             .iter()
             .map(|(table, batch)| {
@@ -449,9 +453,10 @@ impl Runner {
             outbox: outbox_rows,
             counters: Vec::new(),
         };
-        self.until_it_works("checkpoint", |parts| {
-            parts.wait(parts.state.checkpoint(checkpoint.clone()))?.map_err(Failure::of_state)
-        })?;
+        self.until_it_works("checkpoint", async |parts| {
+            parts.wait(parts.state.checkpoint(checkpoint.clone())).await?.map_err(Failure::of_state)
+        })
+        .await?;
         self.parts.devices.persisted(position);
         self.dropped.clear();
         self.recovered.checkpoint = position;
@@ -464,13 +469,15 @@ impl Runner {
         Ok(())
     }
 
-    fn cut(&mut self, position: Position, barrier: Barrier) -> Result<(), RunnerError> {
+    async fn cut(&mut self, position: Position, barrier: Barrier) -> Result<(), RunnerError> {
         let from = self.recovered.cut_barrier;
         let mut tables = std::mem::take(&mut self.raw);
         // Only what is durable in the outbox goes into files, also when this process made it a moment ago.
-        let closed = self.until_it_works("read the outbox", |parts| {
-            parts.wait(parts.state.outbox(barrier))?.map_err(Failure::of_state)
-        })?;
+        let closed = self
+            .until_it_works("read the outbox", async |parts| {
+                parts.wait(parts.state.outbox(barrier)).await?.map_err(Failure::of_state)
+            })
+            .await?;
         for row in closed {
             let batches = output::from_ipc(&row.ipc).map_err(|e| RunnerError::Rows(e.to_string()))?;
             tables.entry(row.table).or_default().extend(batches);
@@ -479,20 +486,23 @@ impl Runner {
             .into_iter()
             .map(|(table, batches)| output::spec_of(&self.specs, &table, &batches).rows(&table, batches))
             .collect();
-        let written = self.until_it_works("write files", |parts| {
-            let write = storage::parquet::write_cut(&parts.store, parts.shard, from, barrier, rows.clone());
-            parts.wait(write)?.map_err(|error| Failure {
-                permanent: matches!(error, WriteError::Rows { .. }),
-                text: error.to_string(),
+        let written = self
+            .until_it_works("write files", async |parts| {
+                let write = storage::parquet::write_cut(&parts.store, parts.shard, from, barrier, rows.clone());
+                parts.wait(write).await?.map_err(|error| Failure {
+                    permanent: matches!(error, WriteError::Rows { .. }),
+                    text: error.to_string(),
+                })
             })
-        })?;
+            .await?;
         drop(rows);
         self.parts.status.files.fetch_add(written.len() as u64, Ordering::Relaxed);
         let bytes: usize = written.iter().map(|file| file.bytes).sum();
         self.parts.status.file_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.until_it_works("record the cut", |parts| {
-            parts.wait(parts.state.cut_done(CutDone { barrier, position }))?.map_err(Failure::of_state)
-        })?;
+        self.until_it_works("record the cut", async |parts| {
+            parts.wait(parts.state.cut_done(CutDone { barrier, position })).await?.map_err(Failure::of_state)
+        })
+        .await?;
         self.recovered.cut = position;
         self.recovered.cut_barrier = barrier;
         self.parts.status.live.cut(barrier);
@@ -507,15 +517,15 @@ impl Runner {
 
     /// Repeats `act` while the store is away. While it waits, the shard takes nothing, credits stay out, and the
     /// sockets of the shard's devices stand still.
-    fn until_it_works<T>(
+    async fn until_it_works<T>(
         &self,
         what: &str,
-        mut act: impl FnMut(&Parts) -> Result<T, Failure>,
+        act: impl AsyncFn(&Parts) -> Result<T, Failure>,
     ) -> Result<T, RunnerError> {
         let status = &self.parts.status;
         let mut pause = Duration::from_millis(100);
         loop {
-            match act(&self.parts) {
+            match act(&self.parts).await {
                 Ok(value) => {
                     if !status.healthy.swap(true, Ordering::Relaxed) {
                         tracing::info!(shard = %self.parts.shard, "the store works again");
@@ -530,7 +540,7 @@ impl Runner {
                     if status.healthy.swap(false, Ordering::Relaxed) {
                         tracing::error!(shard = %self.parts.shard, error = failure.text, "cannot {what}; trying until it works");
                     }
-                    std::thread::sleep(pause);
+                    tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(2));
                 }
             }

@@ -48,10 +48,20 @@ impl Store {
             .with_fsync(true);
         let reading =
             object_store::local::LocalFileSystem::new_with_prefix(&root).map_err(|error| failed(error.to_string()))?;
-        // DataFusion finds stores by scheme and authority; one session may read several data directories.
-        let name: String = root.as_os_str().as_encoded_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-        let url = ObjectStoreUrl::parse(format!("weir://{name}")).map_err(|error| failed(error.to_string()))?;
+        let url = url_of(&root)?;
         Ok(Self { root, writing: Arc::new(writing), reading: Arc::new(reading), url })
+    }
+
+    /// Stores that are open already, for simulation: `writing` for everything that is written, `reading` for
+    /// DataFusion. `name` tells them from other stores in messages and sessions.
+    pub fn over(
+        name: &str,
+        writing: Arc<dyn object_store_14::ObjectStore>,
+        reading: Arc<dyn object_store::ObjectStore>,
+    ) -> Result<Self, StoreError> {
+        let root = PathBuf::from(name);
+        let url = url_of(&root)?;
+        Ok(Self { root, writing, reading, url })
     }
 
     /// The directory.
@@ -73,4 +83,11 @@ impl Store {
     pub(crate) fn url(&self) -> &ObjectStoreUrl {
         &self.url
     }
+}
+
+/// DataFusion finds stores by scheme and authority; one session may read several data directories.
+fn url_of(root: &Path) -> Result<ObjectStoreUrl, StoreError> {
+    let name: String = root.as_os_str().as_encoded_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    ObjectStoreUrl::parse(format!("weir://{name}"))
+        .map_err(|error| StoreError::Directory { path: root.to_owned(), reason: error.to_string() })
 }

@@ -13,14 +13,14 @@
 //! be one block for SlateDB, held in memory several times over.
 
 use std::collections::BTreeMap;
-use std::ops::{Bound, Range};
+use std::ops::Bound;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use device::id::DeviceId;
 use device::seq::Barrier;
-use slatedb::WriteBatch;
 
 use super::StateError;
+use super::kv::Batch;
 
 pub(super) const FORMAT: &[u8] = b"mformat";
 pub(super) const CHECKPOINT: &[u8] = b"mcheckpoint";
@@ -46,6 +46,11 @@ fn named(kind: u8, name: &str) -> BytesMut {
 
 pub(super) fn device(id: &str) -> Bytes {
     named(DEVICE, id).freeze()
+}
+
+/// All keys of a kind.
+pub(super) fn kind(kind: u8) -> (Bound<Bytes>, Bound<Bytes>) {
+    (Bound::Included(Bytes::from(vec![kind])), Bound::Excluded(Bytes::from(vec![kind + 1])))
 }
 
 /// All devices, or those after one.
@@ -90,8 +95,9 @@ pub(super) fn outbox(barrier: Barrier, number: u32) -> Bytes {
     key.freeze()
 }
 
-pub(super) fn outbox_upto(barrier: Barrier) -> Range<Bytes> {
-    outbox(Barrier(0), 0)..outbox(Barrier(barrier.0.saturating_add(1)), 0)
+pub(super) fn outbox_upto(barrier: Barrier) -> (Bound<Bytes>, Bound<Bytes>) {
+    let end = outbox(Barrier(barrier.0.saturating_add(1)), 0);
+    (Bound::Included(outbox(Barrier(0), 0)), Bound::Excluded(end))
 }
 
 pub(super) fn read_outbox(key: &[u8]) -> Result<Barrier, StateError> {
@@ -165,18 +171,18 @@ impl Parts {
         self.more.insert(key, more);
     }
 
-    pub(super) fn put(&mut self, batch: &mut WriteBatch, key: Bytes, value: Bytes) {
+    pub(super) fn put(&mut self, batch: &mut Batch, key: Bytes, value: Bytes) {
         let first = value.slice(..value.len().min(CHUNK));
         let rest = value.slice(first.len()..);
         let more = rest.len().div_ceil(CHUNK) as u32;
         let mut head = BytesMut::with_capacity(4 + first.len());
         head.put_u32_le(more);
         head.put_slice(&first);
-        batch.put_bytes(key.clone(), head.freeze());
+        batch.put(key.clone(), head.freeze());
         for number in 0..more {
             let start = number as usize * CHUNK;
             let end = rest.len().min(start + CHUNK);
-            batch.put_bytes(chunk(&key, number), rest.slice(start..end));
+            batch.put(chunk(&key, number), rest.slice(start..end));
         }
         let before = self.more.insert(key.clone(), more).unwrap_or(0);
         for number in more..before {
@@ -184,24 +190,24 @@ impl Parts {
         }
     }
 
-    pub(super) fn remove(&mut self, batch: &mut WriteBatch, key: &Bytes) {
+    pub(super) fn remove(&mut self, batch: &mut Batch, key: &Bytes) {
         if let Some(more) = self.more.remove(key) {
-            batch.delete(key);
+            batch.delete(key.clone());
             for number in 0..more {
                 batch.delete(chunk(key, number));
             }
         }
     }
 
-    pub(super) fn remove_pipeline(&mut self, batch: &mut WriteBatch, name: &str) {
+    pub(super) fn remove_pipeline(&mut self, batch: &mut Batch, name: &str) {
         self.remove_range(batch, pipeline(name, i64::MIN), pipeline(name, i64::MAX));
     }
 
-    pub(super) fn remove_outbox(&mut self, batch: &mut WriteBatch, from: Barrier, upto: Barrier) {
+    pub(super) fn remove_outbox(&mut self, batch: &mut Batch, from: Barrier, upto: Barrier) {
         self.remove_range(batch, outbox(from, 0), outbox(upto, u32::MAX));
     }
 
-    fn remove_range(&mut self, batch: &mut WriteBatch, from: Bytes, to: Bytes) {
+    fn remove_range(&mut self, batch: &mut Batch, from: Bytes, to: Bytes) {
         let keys: Vec<Bytes> = self.more.range(from..=to).map(|(key, _)| key.clone()).collect();
         for key in keys {
             self.remove(batch, &key);

@@ -1,28 +1,33 @@
 //! The state of a shard at its checkpoints: device snapshots, pipeline states, outbox. A cache of a prefix of the log.
 //!
-//! One SlateDB per shard; nothing outside this folder knows it. Each change is one atomic batch that also holds the
-//! log position it stands for, and has returned only when it is durable, so state and log cannot disagree. Opening
-//! fences whoever had the shard before: its next write fails with [`StateError::Fenced`]. Deliberately absent:
-//! anything between checkpoints (that is the log's), and caches of rows (a sleeping device is read once when it
-//! wakes).
+//! One database per shard: SlateDB, which nothing outside this folder knows, or [`MemoryKv`] in simulations. Each
+//! change is one atomic batch that also holds the log position it stands for, and has returned only when it is
+//! durable, so state and log cannot disagree. Opening fences whoever had the shard before: its next write fails with
+//! [`StateError::Fenced`]. Deliberately absent: anything between checkpoints (that is the log's), and caches of rows
+//! (a sleeping device is read once when it wakes).
 
 mod keys;
+mod kv;
+mod memory;
 mod settings;
+mod slate;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use device::id::{DeviceId, ShardId};
 use device::seq::{Barrier, Position};
 use device::time::Timestamp;
-use slatedb::{CloseReason, Db, ErrorKind, WriteBatch};
 use thiserror::Error;
 use tokio::sync::Mutex;
 
 use self::keys::Parts;
-use crate::layout;
+pub use self::kv::{Batch, Kv};
+pub use self::memory::{MemoryDisk, MemoryKv};
+use self::slate::SlateKv;
 use crate::store::Store;
 
 /// Version of what is stored; raised when older engines could not read it.
@@ -53,17 +58,6 @@ pub enum StateError {
     /// What is stored is damaged.
     #[error("the state is damaged: {0}; restore the shard's state folder from a copy")]
     Damaged(String),
-}
-
-impl From<slatedb::Error> for StateError {
-    fn from(error: slatedb::Error) -> Self {
-        match error.kind() {
-            ErrorKind::Closed(CloseReason::Fenced) => Self::Fenced,
-            ErrorKind::Closed(CloseReason::Clean) => Self::Closed,
-            ErrorKind::Data => Self::Damaged(error.to_string()),
-            _ => Self::Unavailable(error.to_string()),
-        }
-    }
 }
 
 /// One piece of a pipeline's state. A pipeline that is stored whole uses one part; one that stores its panes apart
@@ -135,7 +129,7 @@ pub struct Recovered {
 
 /// The open state of one shard.
 pub struct StateStore {
-    db: Db,
+    db: Box<dyn Kv>,
     /// How many continuation chunks each stored value has that has any; `None` until the first use.
     parts: Mutex<Option<Parts>>,
 }
@@ -143,10 +137,11 @@ pub struct StateStore {
 impl StateStore {
     /// Opens the state of a shard, creating it if it is missing, and fences its former owner.
     pub async fn open(store: &Store, shard: ShardId) -> Result<Self, StateError> {
-        let db = Db::builder(layout::shard_state(shard), store.writing())
-            .with_settings(settings::settings())
-            .build()
-            .await?;
+        Self::over(Box::new(SlateKv::open(store, shard).await?), shard).await
+    }
+
+    /// The state of a shard in a database that is open already.
+    pub async fn over(db: Box<dyn Kv>, shard: ShardId) -> Result<Self, StateError> {
         let opened = Self { db, parts: Mutex::new(None) };
         match opened.db.get(keys::FORMAT).await? {
             Some(bytes) => {
@@ -158,9 +153,9 @@ impl StateStore {
                 }
             }
             None => {
-                let mut batch = WriteBatch::new();
-                batch.put(keys::FORMAT, FORMAT.to_le_bytes());
-                opened.write(batch).await?;
+                let mut batch = Batch::new();
+                batch.put(keys::FORMAT, FORMAT.to_le_bytes().to_vec());
+                opened.db.write(batch).await?;
             }
         }
         Ok(opened)
@@ -168,18 +163,14 @@ impl StateStore {
 
     /// The snapshot of a device, if it has one.
     pub async fn device(&self, id: &DeviceId) -> Result<Option<Bytes>, StateError> {
-        Ok(self.db.get(keys::device(id.as_str())).await?)
+        Ok(self.db.get(&keys::device(id.as_str())).await?)
     }
 
     /// Up to `limit` snapshots in the order of ids, those after `after`.
     pub async fn devices(&self, after: Option<&str>, limit: usize) -> Result<Vec<(DeviceId, Bytes)>, StateError> {
-        let mut found = Vec::new();
-        let mut rows = self.db.scan(keys::devices_after(after)).await?;
-        while found.len() < limit {
-            let Some(row) = rows.next().await? else { break };
-            found.push((keys::read_device(&row.key)?, row.value));
-        }
-        Ok(found)
+        let (from, to) = keys::devices_after(after);
+        let rows = self.db.scan(from, to, limit).await?;
+        rows.into_iter().map(|(key, value)| Ok((keys::read_device(&key)?, value))).collect()
     }
 
     /// What is to be known before the log is replayed; devices are read when they are needed.
@@ -199,16 +190,16 @@ impl StateStore {
             None => None,
         };
         let mut pipelines = Vec::new();
-        let mut rows = self.db.scan_prefix([keys::PIPELINE], ..).await?;
-        while let Some(row) = rows.next().await? {
-            let (pipeline, part) = keys::read_pipeline(&row.key)?;
-            pipelines.push(PipelinePart { pipeline, part, state: Some(self.join(&row.key, row.value).await?) });
+        let mut rows = Pages::of(keys::kind(keys::PIPELINE));
+        while let Some((key, value)) = rows.next(self.db.as_ref()).await? {
+            let (pipeline, part) = keys::read_pipeline(&key)?;
+            pipelines.push(PipelinePart { pipeline, part, state: Some(self.join(&key, value).await?) });
         }
         let mut counters = Vec::new();
-        let mut rows = self.db.scan_prefix([keys::COUNTER], ..).await?;
-        while let Some(row) = rows.next().await? {
-            let [value] = keys::read_u64s(&row.value)?;
-            counters.push((keys::read_counter(&row.key)?, value));
+        let mut rows = Pages::of(keys::kind(keys::COUNTER));
+        while let Some((key, value)) = rows.next(self.db.as_ref()).await? {
+            let [value] = keys::read_u64s(&value)?;
+            counters.push((keys::read_counter(&key)?, value));
         }
         Ok(Recovered { checkpoint, cut, pipelines, counters })
     }
@@ -221,11 +212,11 @@ impl StateStore {
             Some(parts) => parts.clone(),
             None => self.stored_parts().await?,
         };
-        let mut batch = WriteBatch::new();
+        let mut batch = Batch::new();
         let stamp = [checkpoint.position.0, checkpoint.barrier.0, checkpoint.time.0 as u64];
         batch.put(keys::CHECKPOINT, keys::u64s(&stamp));
         for (device, snapshot) in checkpoint.devices {
-            batch.put_bytes(keys::device(device.as_str()), snapshot);
+            batch.put(keys::device(device.as_str()), snapshot);
         }
         for pipeline in &checkpoint.dropped_pipelines {
             parts.remove_pipeline(&mut batch, pipeline);
@@ -247,9 +238,9 @@ impl StateStore {
             parts.put(&mut batch, key, keys::outbox_value(&rows.table, &rows.ipc));
         }
         for (name, value) in checkpoint.counters {
-            batch.put_bytes(keys::counter(&name), keys::u64s(&[value]));
+            batch.put(keys::counter(&name), keys::u64s(&[value]));
         }
-        self.write(batch).await?;
+        self.db.write(batch).await?;
         *guard = Some(parts);
         Ok(())
     }
@@ -261,10 +252,10 @@ impl StateStore {
             Some(parts) => parts.clone(),
             None => self.stored_parts().await?,
         };
-        let mut batch = WriteBatch::new();
+        let mut batch = Batch::new();
         batch.put(keys::CUT, keys::u64s(&[cut.barrier.0, cut.position.0]));
         parts.remove_outbox(&mut batch, Barrier(0), cut.barrier);
-        self.write(batch).await?;
+        self.db.write(batch).await?;
         *guard = Some(parts);
         Ok(())
     }
@@ -272,10 +263,10 @@ impl StateStore {
     /// The rows closed at barriers up to and including `upto`, in the order they were stored.
     pub async fn outbox(&self, upto: Barrier) -> Result<Vec<Outbox>, StateError> {
         let mut found = Vec::new();
-        let mut rows = self.db.scan(keys::outbox_upto(upto)).await?;
-        while let Some(row) = rows.next().await? {
-            let barrier = keys::read_outbox(&row.key)?;
-            let (table, ipc) = keys::read_outbox_value(self.join(&row.key, row.value).await?)?;
+        let mut rows = Pages::of(keys::outbox_upto(upto));
+        while let Some((key, value)) = rows.next(self.db.as_ref()).await? {
+            let barrier = keys::read_outbox(&key)?;
+            let (table, ipc) = keys::read_outbox_value(self.join(&key, value).await?)?;
             found.push(Outbox { barrier, table, ipc });
         }
         Ok(found)
@@ -283,25 +274,17 @@ impl StateStore {
 
     /// Closes the database. Without it nothing durable is lost, but the next open takes longer.
     pub async fn close(&self) -> Result<(), StateError> {
-        Ok(self.db.close().await?)
-    }
-
-    /// Writes one batch and waits until it is durable.
-    async fn write(&self, batch: WriteBatch) -> Result<(), StateError> {
-        let handle = self.db.write(batch).await?;
-        // Without this the write would wait for the next tick of the flush timer.
-        self.db.flush().await?;
-        Ok(handle.await_durable().await?)
+        self.db.close().await
     }
 
     /// Which values are stored, and in how many chunks.
     async fn stored_parts(&self) -> Result<Parts, StateError> {
         let mut parts = Parts::default();
         for prefix in [keys::PIPELINE, keys::OUTBOX] {
-            let mut rows = self.db.scan_prefix([prefix], ..).await?;
-            while let Some(row) = rows.next().await? {
-                let (more, _) = keys::read_head(&row.value)?;
-                parts.note(row.key, more);
+            let mut rows = Pages::of(keys::kind(prefix));
+            while let Some((key, value)) = rows.next(self.db.as_ref()).await? {
+                let (more, _) = keys::read_head(&value)?;
+                parts.note(key, more);
             }
         }
         Ok(parts)
@@ -316,11 +299,40 @@ impl StateStore {
         let mut whole = Vec::with_capacity((more as usize + 1) * keys::CHUNK);
         whole.extend_from_slice(&first);
         for number in 0..more {
-            match self.db.get(keys::chunk(key, number)).await? {
+            match self.db.get(&keys::chunk(key, number)).await? {
                 Some(chunk) => whole.extend_from_slice(&chunk),
                 None => return Err(StateError::Damaged(format!("chunk {number} of {more} is missing"))),
             }
         }
         Ok(Bytes::from(whole))
+    }
+}
+
+/// A range read in pages: a value may be as large as a chunk.
+struct Pages {
+    from: Bound<Bytes>,
+    to: Bound<Bytes>,
+    page: std::vec::IntoIter<(Bytes, Bytes)>,
+    done: bool,
+}
+
+/// Values read at a time.
+const PAGE: usize = 64;
+
+impl Pages {
+    fn of((from, to): (Bound<Bytes>, Bound<Bytes>)) -> Self {
+        Self { from, to, page: Vec::new().into_iter(), done: false }
+    }
+
+    async fn next(&mut self, db: &dyn Kv) -> Result<Option<(Bytes, Bytes)>, StateError> {
+        if self.page.len() == 0 && !self.done {
+            let page = db.scan(self.from.clone(), self.to.clone(), PAGE).await?;
+            self.done = page.len() < PAGE;
+            if let Some((last, _)) = page.last() {
+                self.from = Bound::Excluded(last.clone());
+            }
+            self.page = page.into_iter();
+        }
+        Ok(self.page.next())
     }
 }

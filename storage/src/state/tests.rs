@@ -1,6 +1,30 @@
-//! The state on a real directory: what is durable together, across reopening and fencing.
+//! What is durable together, across reopening and fencing: on a real directory and in memory.
 
 use super::*;
+
+/// Where the state of one shard stands in a test.
+enum Disk {
+    Directory(tempfile::TempDir),
+    Memory(MemoryDisk),
+}
+
+impl Disk {
+    /// One of each kind.
+    fn all() -> [Disk; 2] {
+        [Disk::Directory(tempfile::tempdir().unwrap()), Disk::Memory(MemoryDisk::default())]
+    }
+
+    async fn try_open(&self, shard: ShardId) -> Result<StateStore, StateError> {
+        match self {
+            Disk::Directory(dir) => StateStore::open(&Store::local(dir.path()).unwrap(), shard).await,
+            Disk::Memory(disk) => StateStore::over(Box::new(disk.open()), shard).await,
+        }
+    }
+
+    async fn open(&self, shard: ShardId) -> StateStore {
+        self.try_open(shard).await.unwrap()
+    }
+}
 
 fn bytes(len: usize, seed: u8) -> Bytes {
     (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect::<Vec<_>>().into()
@@ -29,9 +53,13 @@ fn checkpoint(barrier: u64) -> Checkpoint {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_is_there_after_reopening() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::local(dir.path()).unwrap();
-    let state = StateStore::open(&store, ShardId(1)).await.unwrap();
+    for disk in Disk::all() {
+        check_a_checkpoint_is_there_after_reopening(&disk).await;
+    }
+}
+
+async fn check_a_checkpoint_is_there_after_reopening(disk: &Disk) {
+    let state = disk.open(ShardId(1)).await;
     assert_eq!(state.load().await.unwrap(), Recovered::default());
     assert_eq!(state.device(&device("a")).await.unwrap(), None);
 
@@ -51,7 +79,7 @@ async fn a_checkpoint_is_there_after_reopening() {
     // As a kill would leave it: no close.
     drop(state);
 
-    let state = StateStore::open(&store, ShardId(1)).await.unwrap();
+    let state = disk.open(ShardId(1)).await;
     let expected = Recovered {
         checkpoint: Some((Position(100), Barrier(1), Timestamp(-5))),
         cut: None,
@@ -75,16 +103,20 @@ async fn a_checkpoint_is_there_after_reopening() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replaced_and_dropped_state_leaves_nothing_behind() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::local(dir.path()).unwrap();
-    let state = StateStore::open(&store, ShardId(0)).await.unwrap();
+    for disk in Disk::all() {
+        check_replaced_and_dropped_state_leaves_nothing_behind(&disk).await;
+    }
+}
+
+async fn check_replaced_and_dropped_state_leaves_nothing_behind(disk: &Disk) {
+    let state = disk.open(ShardId(0)).await;
     let large = |seed| Some(bytes(4 * keys::CHUNK, seed));
     let pipelines =
         vec![part("a", 0, large(1)), part("a", 1, large(2)), part("ab", 0, large(3)), part("b", 0, large(4))];
     state.checkpoint(Checkpoint { pipelines, ..checkpoint(1) }).await.unwrap();
     // A new process knows the chunks of the old one.
     drop(state);
-    let state = StateStore::open(&store, ShardId(0)).await.unwrap();
+    let state = disk.open(ShardId(0)).await;
     let second = Checkpoint {
         dropped_pipelines: vec!["a".to_owned(), "never".to_owned()],
         pipelines: vec![part("b", 0, Some(bytes(3, 5))), part("ab", 0, None), part("ab", 9, Some(bytes(1, 1)))],
@@ -93,15 +125,19 @@ async fn replaced_and_dropped_state_leaves_nothing_behind() {
     state.checkpoint(second).await.unwrap();
     let left = state.load().await.unwrap().pipelines;
     assert_eq!(left, [part("ab", 9, Some(bytes(1, 1))), part("b", 0, Some(bytes(3, 5)))]);
-    let mut chunks = state.db.scan_prefix(b"x", ..).await.unwrap();
-    assert!(chunks.next().await.unwrap().is_none(), "chunks are left behind");
+    let (from, to) = keys::kind(b'x');
+    assert_eq!(state.db.scan(from, to, 1).await.unwrap(), [], "chunks are left behind");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_empties_the_outbox_up_to_its_barrier() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::local(dir.path()).unwrap();
-    let state = StateStore::open(&store, ShardId(0)).await.unwrap();
+    for disk in Disk::all() {
+        check_a_cut_empties_the_outbox_up_to_its_barrier(&disk).await;
+    }
+}
+
+async fn check_a_cut_empties_the_outbox_up_to_its_barrier(disk: &Disk) {
+    let state = disk.open(ShardId(0)).await;
     for barrier in 1..=3 {
         let outbox = vec![rows(barrier, "t", bytes(2 * keys::CHUNK, barrier as u8))];
         state.checkpoint(Checkpoint { outbox, ..checkpoint(barrier) }).await.unwrap();
@@ -110,7 +146,7 @@ async fn a_cut_empties_the_outbox_up_to_its_barrier() {
     let cut = CutDone { barrier: Barrier(2), position: Position(200) };
     state.cut_done(cut).await.unwrap();
     drop(state);
-    let state = StateStore::open(&store, ShardId(0)).await.unwrap();
+    let state = disk.open(ShardId(0)).await;
     assert_eq!(state.load().await.unwrap().cut, Some(cut));
     let left = state.outbox(Barrier(u64::MAX)).await.unwrap();
     assert_eq!(left, [rows(3, "t", bytes(2 * keys::CHUNK, 3))]);
@@ -124,11 +160,15 @@ async fn a_cut_empties_the_outbox_up_to_its_barrier() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_former_owner_is_fenced() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::local(dir.path()).unwrap();
-    let old = StateStore::open(&store, ShardId(0)).await.unwrap();
+    for disk in Disk::all() {
+        check_a_former_owner_is_fenced(&disk).await;
+    }
+}
+
+async fn check_a_former_owner_is_fenced(disk: &Disk) {
+    let old = disk.open(ShardId(0)).await;
     old.checkpoint(checkpoint(1)).await.unwrap();
-    let new = StateStore::open(&store, ShardId(0)).await.unwrap();
+    let new = disk.open(ShardId(0)).await;
     let refused = old.checkpoint(checkpoint(2)).await.unwrap_err();
     assert!(matches!(refused, StateError::Fenced), "{refused:?}");
     new.checkpoint(checkpoint(3)).await.unwrap();
@@ -137,14 +177,18 @@ async fn a_former_owner_is_fenced() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn state_of_a_newer_engine_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::local(dir.path()).unwrap();
-    let state = StateStore::open(&store, ShardId(4)).await.unwrap();
-    let mut batch = WriteBatch::new();
-    batch.put(keys::FORMAT, 99u32.to_le_bytes());
-    state.write(batch).await.unwrap();
+    for disk in Disk::all() {
+        check_state_of_a_newer_engine_is_refused(&disk).await;
+    }
+}
+
+async fn check_state_of_a_newer_engine_is_refused(disk: &Disk) {
+    let state = disk.open(ShardId(4)).await;
+    let mut batch = Batch::new();
+    batch.put(keys::FORMAT, 99u32.to_le_bytes().to_vec());
+    state.db.write(batch).await.unwrap();
     state.close().await.unwrap();
-    let refused = StateStore::open(&store, ShardId(4)).await.err().unwrap();
+    let refused = disk.try_open(ShardId(4)).await.err().unwrap();
     assert!(matches!(refused, StateError::Newer { found: 99, .. }), "{refused:?}");
 }
 

@@ -1,0 +1,148 @@
+//! Opening one shard on whatever it stands on: log, state and store may be those of a disk or of a simulation.
+//!
+//! Devices are rebuilt from state and log first, then tables and pipelines by replay. Deliberately absent: threads
+//! and listeners; nothing runs yet when a shard is open.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actors::committer::{Clock, Committer, Start};
+use actors::message::Downlink;
+use actors::metrics::Metrics;
+use actors::shard::{Parts as ShardParts, Random, Shard, Snapshots};
+use bytes::Bytes;
+use device::entry::{LogBody, LogRecord};
+use device::id::{DeviceId, ShardId};
+use device::schema::Catalog;
+use device::seq::{Barrier, Position};
+use futures::future::BoxFuture;
+use pipelines::runner::{DeviceStates, LogEnd, Parts as RunnerParts, Runner, Status};
+use sql::Project;
+use storage::log::ShardLog;
+use storage::state::StateStore;
+use storage::store::Store;
+
+use crate::core::CoreError;
+
+/// What all shards of a process stand on.
+#[derive(Clone)]
+pub struct Opener {
+    /// Where tables stand.
+    pub store: Store,
+    /// The log of every shard.
+    pub log: Arc<dyn ShardLog>,
+    /// Time.
+    pub clock: Clock,
+    /// Random numbers.
+    pub random: Random,
+    /// The way to subscribers.
+    pub downlink: Arc<dyn Downlink>,
+    /// How long a device is silent before it sleeps.
+    pub passivate_after: Duration,
+}
+
+/// A shard that is open and does not run yet.
+pub struct Opened {
+    /// Its devices; its committer stands at `end`.
+    pub shard: Arc<Shard>,
+    /// The consumer of its log, everything replayed.
+    pub runner: Runner,
+    /// Where the log ends.
+    pub end: LogEnd,
+    /// What the consumer says of itself.
+    pub status: Arc<Status>,
+}
+
+impl Opened {
+    /// Where the committer goes on.
+    pub fn start(&self) -> Start {
+        let LogEnd { position, barrier, time, uncut, .. } = self.end;
+        Start { position, barrier, time, uncut }
+    }
+}
+
+impl Opener {
+    /// Recovers a shard: devices from state and log, then tables and pipelines by replay.
+    pub async fn shard(
+        &self,
+        id: ShardId,
+        state: &Arc<StateStore>,
+        project: &Arc<Project>,
+        catalog: &Arc<Catalog>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Opened, CoreError> {
+        let last = self.log.bounds(id)?.last;
+        let start = Start { position: last, barrier: Barrier(0), time: Default::default(), uncut: false };
+        let checkpoint = state.load().await?.checkpoint.map_or_else(Position::default, |c| c.0);
+        let shard = Arc::new(Shard::new(ShardParts {
+            id,
+            committer: Committer::new(id, start),
+            log: self.log.clone(),
+            state: state.clone(),
+            catalog: catalog.clone(),
+            clock: self.clock.clone(),
+            random: self.random.clone(),
+            downlink: self.downlink.clone(),
+            metrics: metrics.clone(),
+            passivate_after_ns: i64::try_from(self.passivate_after.as_nanos()).unwrap_or(i64::MAX),
+            checkpoint,
+        }));
+        shard.recover().await?;
+        let status = Arc::new(Status::default());
+        let parts = RunnerParts {
+            shard: id,
+            log: self.log.clone(),
+            state: state.clone(),
+            store: self.store.clone(),
+            project: project.clone(),
+            catalog: catalog.clone(),
+            devices: Box::new(ShardStates { shard: shard.clone(), last: None }),
+            status: status.clone(),
+        };
+        let failed = |source| CoreError::Runner { shard: id, source };
+        let mut runner = Runner::open(parts).await.map_err(failed)?;
+        let mut end = runner.replay().await.map_err(failed)?;
+        end.position = end.position.max(last);
+        Ok(Opened { shard, runner, end, status })
+    }
+
+    /// Finishes everything that a shard's log holds under `project`: replay, a barrier, files.
+    pub async fn finish(&self, id: ShardId, state: &Arc<StateStore>, project: &Arc<Project>) -> Result<(), CoreError> {
+        let catalog = Arc::new(project.catalog());
+        let metrics = Arc::new(Metrics::default());
+        let Opened { mut runner, end, .. } = self.shard(id, state, project, &catalog, &metrics).await?;
+        if !end.uncut {
+            return Ok(());
+        }
+        let body = LogBody::Barrier { barrier: end.barrier.next(), cut: true, catalog: project.fingerprint() };
+        let record = LogRecord { time: end.time.max((self.clock)()), body };
+        let position = end.position.next();
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        self.log.append(id, position, &Bytes::from(bytes))?;
+        runner.take(position, &record).await.map_err(|source| CoreError::Runner { shard: id, source })
+    }
+}
+
+/// Gives a consumer the states of its shard's devices.
+struct ShardStates {
+    shard: Arc<Shard>,
+    last: Option<Snapshots>,
+}
+
+impl DeviceStates for ShardStates {
+    fn collect(&mut self, position: Position) -> BoxFuture<'_, Result<Vec<(DeviceId, Bytes)>, String>> {
+        Box::pin(async move {
+            let snapshots = self.shard.snapshots(position).await.map_err(|e| e.to_string())?;
+            let devices = snapshots.devices.clone();
+            self.last = Some(snapshots);
+            Ok(devices)
+        })
+    }
+
+    fn persisted(&mut self, position: Position) {
+        if let Some(snapshots) = self.last.take() {
+            self.shard.persisted(position, &snapshots);
+        }
+    }
+}
