@@ -8,7 +8,7 @@
 //! - [`gateway`]: MQTT. [`bus`]: live messages, the only file that knows rumqttd.
 //! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
 //! - [`project`]: the pipeline project in the data directory. [`ca`]: TLS certificates.
-//! - [`simulate`]: a fleet of real edge agents.
+//! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
 
 pub mod audit;
 pub mod bus;
@@ -24,3 +24,4 @@ pub mod limits;
 pub mod project;
 pub mod query;
 pub mod simulate;
+pub mod torture;
