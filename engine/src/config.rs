@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::gateway;
+
 /// What is wrong with a configuration. Ends the program with status 2.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -102,11 +104,23 @@ pub struct MqttConfig {
     pub tls_cert: Option<PathBuf>,
     /// Private key of the TLS listener (PEM).
     pub tls_key: Option<PathBuf>,
+    /// Longest keep alive; MQTT 5 clients that ask for more, or for none, are told this one. Absent: any.
+    #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
+    pub max_keep_alive: Option<Duration>,
+    /// Topic filters that nobody may subscribe to, nor to a part of them.
+    pub no_subscribe: Vec<String>,
 }
 
 impl Default for MqttConfig {
     fn default() -> Self {
-        Self { plain: Some(SocketAddr::from(([127, 0, 0, 1], 1883))), tls: None, tls_cert: None, tls_key: None }
+        Self {
+            plain: Some(SocketAddr::from(([127, 0, 0, 1], 1883))),
+            tls: None,
+            tls_cert: None,
+            tls_key: None,
+            max_keep_alive: None,
+            no_subscribe: Vec::new(),
+        }
     }
 }
 
@@ -225,6 +239,21 @@ impl Config {
                 return Err(ConfigError::Value { key, message });
             }
         }
+        if let Some(most) = self.mqtt.max_keep_alive
+            && (most.subsec_nanos() != 0 || !(1..=u64::from(u16::MAX)).contains(&most.as_secs()))
+        {
+            let message = "must be whole seconds, from \"1s\" to \"65535s\" (18h 12m 15s)".into();
+            return Err(ConfigError::Value { key: "mqtt.max_keep_alive", message });
+        }
+        for text in &self.mqtt.no_subscribe {
+            let wrong = match gateway::topic_filter(text) {
+                Err(why) => why,
+                Ok(()) if text.starts_with("$share/") => "name the filter without $share/; it holds for groups too",
+                Ok(()) => continue,
+            };
+            let message = format!("{text:?} is not a topic filter that can be closed: {wrong}");
+            return Err(ConfigError::Value { key: "mqtt.no_subscribe", message });
+        }
         if self.limits.in_flight < 1 << 20 {
             return Err(ConfigError::Value { key: "limits.in_flight", message: "must be at least 1 MiB".into() });
         }
@@ -262,6 +291,23 @@ mod duration {
         let text = String::deserialize(deserializer)?;
         humantime::parse_duration(&text)
             .map_err(|e| D::Error::custom(format!("`{text}` is not a duration ({e}); write for example \"15s\"")))
+    }
+}
+
+mod optional_duration {
+    use std::time::Duration;
+
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::duration::serialize(value, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        super::duration::deserialize(deserializer).map(Some)
     }
 }
 
@@ -336,7 +382,29 @@ mod tests {
 
     #[test]
     fn the_effective_configuration_reads_back() {
-        let text = toml::to_string(&Config::default()).unwrap();
-        Config::parse(&text).unwrap();
+        let mut config = Config::default();
+        Config::parse(&toml::to_string(&config).unwrap()).unwrap();
+        config.mqtt.max_keep_alive = Some(Duration::from_secs(60));
+        config.mqtt.no_subscribe = vec!["secret/#".into()];
+        let again = Config::parse(&toml::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again.mqtt.max_keep_alive, config.mqtt.max_keep_alive);
+        assert_eq!(again.mqtt.no_subscribe, config.mqtt.no_subscribe);
+    }
+
+    #[test]
+    fn what_mqtt_cannot_do_is_refused_by_key() {
+        for (text, key, why) in [
+            ("max_keep_alive = \"0s\"", "mqtt.max_keep_alive", "whole seconds"),
+            ("max_keep_alive = \"1500ms\"", "mqtt.max_keep_alive", "whole seconds"),
+            ("max_keep_alive = \"1day\"", "mqtt.max_keep_alive", "65535s"),
+            ("no_subscribe = [\"a/#/b\"]", "mqtt.no_subscribe", "a/#/b"),
+            ("no_subscribe = [\"\"]", "mqtt.no_subscribe", "topic filter"),
+            ("no_subscribe = [\"$share/g/a\"]", "mqtt.no_subscribe", "without $share/"),
+        ] {
+            let mut config = Config::parse(&format!("[mqtt]\n{text}\n")).unwrap();
+            config.node.insecure = true;
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.starts_with(key) && error.contains(why), "{text}: {error}");
+        }
     }
 }

@@ -52,6 +52,8 @@ impl Engine {
         let limits = Limits {
             connections: config.limits.connections,
             packet: config.limits.packet as usize,
+            keep_alive: config.mqtt.max_keep_alive.and_then(|most| u16::try_from(most.as_secs()).ok()),
+            no_subscribe: config.mqtt.no_subscribe.clone(),
             ..Limits::default()
         };
         let hub = Hub::new(limits);

@@ -9,7 +9,7 @@
 //! - [`gateway`]: MQTT. [`bus`]: live messages, the only file that knows rumqttd.
 //! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
 //! - [`project`]: the pipeline project in the data directory. [`ca`]: TLS certificates.
-//! - [`simulate`]: a fleet of real edge agents.
+//! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
 
 pub mod audit;
 pub mod bus;
@@ -26,3 +26,4 @@ pub mod opener;
 pub mod project;
 pub mod query;
 pub mod simulate;
+pub mod torture;

@@ -12,6 +12,7 @@ mod remote;
 mod run;
 mod shell;
 mod simulate;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,8 @@ enum Command {
     Audit(audit::Args),
     /// A fleet of simulated devices against a running engine.
     Simulate(simulate::Args),
+    /// Engine and agents as processes under kill, stop, full disk and a lying network; then a verdict.
+    Torture(torture::Args),
 }
 
 /// Why a command ends with a status other than 0.
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Flush(args) => flush::main(&args),
         Command::Audit(args) => runtime(audit::main(args)),
         Command::Simulate(args) => runtime(simulate::main(args)),
+        Command::Torture(args) => runtime(torture::main(args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -192,7 +192,7 @@ impl Hub {
         let filters = std::mem::take(&mut core.filters);
         if !filters.is_empty() {
             let mut trie = self.trie.write();
-            for filter in filters.iter().filter_map(|text| super::topic::filter(text)) {
+            for filter in filters.iter().filter_map(|text| super::topic::filter(text).ok()) {
                 trie.remove(&filter, session.number);
                 self.changed(&filter);
             }

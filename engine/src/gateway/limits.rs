@@ -22,6 +22,8 @@ pub struct Limits {
     pub topic_aliases: u16,
     /// Longest keep alive that is accepted; `None` accepts all, also 0 (never).
     pub keep_alive: Option<u16>,
+    /// Filters that nobody may subscribe to, nor to a part of them.
+    pub no_subscribe: Vec<String>,
     /// Longest time that a session outlives its connection. Sessions live in memory only.
     pub session_expiry: Duration,
     /// Sessions, connected or not.
@@ -57,6 +59,7 @@ impl Default for Limits {
             receive_maximum: 1024,
             topic_aliases: 32,
             keep_alive: None,
+            no_subscribe: Vec::new(),
             session_expiry: Duration::from_secs(7 * 24 * 3600),
             sessions: 200_000,
             subscriptions: 1000,

@@ -69,6 +69,11 @@ use crate::bus::{Bus, BusConfig};
 use connection::{CLOSED, DRAINING, RUNNING, Shared};
 use metrics::up;
 
+/// Whether a text is a topic filter; if not, why not.
+pub fn topic_filter(text: &str) -> Result<(), &'static str> {
+    topic::filter(text).map(drop).map_err(topic::NoFilter::text)
+}
+
 /// How often delayed wills and expired sessions are looked for.
 const JANITOR: Duration = Duration::from_millis(200);
 

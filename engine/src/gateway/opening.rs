@@ -37,36 +37,40 @@ where
     let connect = match shared.leaving.run_until_cancelled(first).await {
         Some(Ok(Ok(Some(connect)))) => connect,
         Some(Ok(Ok(None))) | None => return,
-        Some(Ok(Err(refusal))) => return refuse(&shared, &mut io, refusal).await,
+        Some(Ok(Err(refusal))) => return refuse(&shared, &mut io, refusal, usize::MAX).await,
         Some(Err(_)) => return up(&metrics.refused_timeout),
     };
-    let version = connect.version;
+    let (version, most) = (connect.version, connect.maximum_packet as usize);
     let (connect, assigned) = match admit(&shared, connect) {
         Ok(connect) => connect,
-        Err(fault) => return refuse(&shared, &mut io, (version, fault)).await,
+        Err(fault) => return refuse(&shared, &mut io, (version, fault), most).await,
     };
-    let client: Arc<str> = Arc::from(connect.client_id.as_str());
-    let attached = match shared.hub.attach(client, &connect).await {
-        Ok(attached) => attached,
-        Err(fault) => return refuse(&shared, &mut io, (version, fault)).await,
-    };
-    publish_wills(&shared, attached.last_words).await;
-    let Attached { session, core, present, claim, .. } = Attached { last_words: Vec::new(), ..attached };
     let keep_alive = granted_keep_alive(limits.keep_alive, &connect);
+    let expiry = shared.hub.expiry(connect.session_expiry).as_secs();
     let granted = Granted {
-        session_expiry: (u64::from(connect.session_expiry) > core.expiry.as_secs())
-            .then_some(core.expiry.as_secs() as u32),
+        session_expiry: (u64::from(connect.session_expiry) > expiry).then_some(expiry as u32),
         receive_maximum: limits.receive_maximum,
         maximum_packet: limits.packet as u32,
         topic_aliases: limits.topic_aliases,
         keep_alive: (keep_alive != connect.keep_alive).then_some(keep_alive),
         assigned,
     };
+    if !reply::connack(version, false, &granted, most, &mut Vec::new()) {
+        let fault = Fault::new(code::TOO_LARGE, "the answer would be larger than the client's maximum packet size");
+        return refuse(&shared, &mut io, (version, fault), most).await;
+    }
+    let client: Arc<str> = Arc::from(connect.client_id.as_str());
+    let attached = match shared.hub.attach(client, &connect).await {
+        Ok(attached) => attached,
+        Err(fault) => return refuse(&shared, &mut io, (version, fault), most).await,
+    };
+    publish_wills(&shared, attached.last_words).await;
+    let Attached { session, core, present, claim, .. } = Attached { last_words: Vec::new(), ..attached };
     let mut out = Vec::new();
-    reply::connack(version, present, &granted, &mut out);
+    reply::connack(version, present, &granted, most, &mut out);
     let client = Client {
         version,
-        maximum_packet: connect.maximum_packet as usize,
+        maximum_packet: most,
         topic_aliases: connect.topic_aliases.min(limits.topic_aliases),
         problem_information: connect.problem_information,
         silence: (keep_alive > 0).then(|| Duration::from_millis(u64::from(keep_alive) * 1500)),
@@ -146,7 +150,11 @@ fn granted_keep_alive(most: Option<u16>, connect: &Connect) -> u16 {
     }
 }
 
-async fn refuse<I: Ingress, S: AsyncWrite + Unpin>(shared: &Shared<I>, io: &mut S, (version, fault): Refusal) {
+async fn refuse<I, S>(shared: &Shared<I>, io: &mut S, (version, fault): Refusal, limit: usize)
+where
+    I: Ingress,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let metrics = &shared.hub.metrics;
     up(match fault.code {
         code::VERSION => &metrics.refused_version,
@@ -160,12 +168,8 @@ async fn refuse<I: Ingress, S: AsyncWrite + Unpin>(shared: &Shared<I>, io: &mut 
         return;
     }
     let mut out = Vec::new();
-    reply::connack_refused(version, fault.code, fault.text, &mut out);
-    let write = async {
-        io.write_all(&out).await?;
-        io.shutdown().await
-    };
-    let _ = tokio::time::timeout(Duration::from_secs(2), write).await;
+    reply::connack_refused(version, fault.code, fault.text, limit, &mut out);
+    part(io, &out, if fault.code == code::SHUTTING_DOWN { LINGER_QUIET } else { LINGER }).await;
 }
 
 async fn close<I, S>(shared: &Arc<Shared<I>>, mut connection: Box<Connection<I, S>>, end: End)
@@ -207,28 +211,42 @@ where
     let last_words = shared.hub.detach(&session, core, will);
     publish_wills(shared, last_words).await;
     if end != End::Lost {
-        let write = async {
-            io.write_all(out.get(written..).unwrap_or_default()).await?;
-            io.shutdown().await
+        let linger = match said {
+            None => Duration::ZERO,
+            Some((code::SHUTTING_DOWN, _)) => LINGER_QUIET,
+            Some(_) => LINGER,
         };
-        let written = tokio::time::timeout(Duration::from_secs(2), write).await;
-        if said.is_some() && matches!(written, Ok(Ok(()))) {
-            let _ = tokio::time::timeout(LINGER, drain(&mut io)).await;
-        }
+        part(&mut io, out.get(written..).unwrap_or_default(), linger).await;
     }
 }
 
-/// A socket that is closed with something unread tells the peer so at once, and the peer then may not read what we
-/// said last. So a client that is sent away has this long to hear why.
-const LINGER: Duration = Duration::from_secs(1);
+/// A socket that is closed with something unread, or written to after it is closed, resets the connection, and the
+/// peer then may not read what we said last. So a client that is sent away while it is still sending has this long
+/// to hear why.
+const LINGER: Duration = Duration::from_secs(8);
+/// A client that is silent for this long has heard it, or will when it looks.
+const LINGER_QUIET: Duration = Duration::from_secs(1);
+/// Bytes that are read and forgotten at most: more than the buffers of both sockets hold.
+const LINGER_BYTES: usize = 16 << 20;
 
-/// Reads and forgets what still comes, as far as one packet's worth.
+/// Says the last words, and listens for at most `linger` without heeding what comes, until the client goes.
+async fn part<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, words: &[u8], linger: Duration) {
+    let write = async {
+        io.write_all(words).await?;
+        io.shutdown().await
+    };
+    let written = tokio::time::timeout(Duration::from_secs(2), write).await;
+    if matches!(written, Ok(Ok(()))) && !linger.is_zero() {
+        let _ = tokio::time::timeout(linger, drain(io)).await;
+    }
+}
+
 async fn drain<S: AsyncRead + Unpin>(io: &mut S) {
-    let mut scratch = [0; 512];
-    let mut rest = 1usize << 20;
+    let mut scratch = [0; 2048];
+    let mut rest = LINGER_BYTES;
     while rest > 0 {
-        match io.read(&mut scratch).await {
-            Ok(count) if count > 0 => rest = rest.saturating_sub(count),
+        match tokio::time::timeout(LINGER_QUIET, io.read(&mut scratch)).await {
+            Ok(Ok(count)) if count > 0 => rest = rest.saturating_sub(count),
             _ => return,
         }
     }

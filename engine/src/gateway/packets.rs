@@ -12,7 +12,7 @@ use super::message::Delivery;
 use super::outgoing::{Dropped, Next};
 use super::publish::Outgoing;
 use super::reply;
-use super::topic;
+use super::topic::{self, Filter, NoFilter};
 
 /// Retained messages looked up at one time.
 const PAGE: usize = 32;
@@ -26,8 +26,8 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                 let ack = control::ack(version, frame.kind, body)?;
                 self.answer(frame.kind, ack);
             }
-            kind::SUBSCRIBE => self.subscribe(&control::subscribe(version, body)?),
-            kind::UNSUBSCRIBE => self.unsubscribe(&control::unsubscribe(version, body)?),
+            kind::SUBSCRIBE => self.subscribe(&control::subscribe(version, body)?)?,
+            kind::UNSUBSCRIBE => self.unsubscribe(&control::unsubscribe(version, body)?)?,
             kind::PINGREQ if body.is_empty() => reply::pingresp(&mut self.out),
             kind::PINGREQ => return Err(Fault::malformed("PINGREQ has no content").into()),
             kind::DISCONNECT => {
@@ -65,16 +65,25 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         }
     }
 
-    fn subscribe(&mut self, subscribe: &control::Subscribe) {
+    fn subscribe(&mut self, subscribe: &control::Subscribe) -> Result<(), End> {
+        self.answer_fits(subscribe.filters.len())?;
         let hub = self.shared.hub.clone();
         let mut codes = Vec::with_capacity(subscribe.filters.len());
         for (text, options) in &subscribe.filters {
-            let Some(filter) = topic::filter(text) else {
-                codes.push(code::TOPIC_FILTER);
-                continue;
+            let filter = match self.filter(text)? {
+                Ok(filter) => filter,
+                Err(code) => {
+                    codes.push(code);
+                    continue;
+                }
             };
             if !self.identity.may_subscribe(text) {
                 codes.push(code::NOT_AUTHORIZED);
+                continue;
+            }
+            if hub.limits.no_subscribe.iter().any(|closed| topic::covers(closed, filter.path)) {
+                // Not "not authorized": it is closed to everybody, whoever asks.
+                codes.push(code::UNSPECIFIED);
                 continue;
             }
             match hub.subscribe(&self.session, &mut self.core, text, &filter, *options, subscribe.id) {
@@ -95,21 +104,52 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             }
         }
         reply::suback(self.client.version, subscribe.packet_id, &codes, &mut self.out);
+        Ok(())
     }
 
-    fn unsubscribe(&mut self, unsubscribe: &control::Unsubscribe) {
+    fn unsubscribe(&mut self, unsubscribe: &control::Unsubscribe) -> Result<(), End> {
+        self.answer_fits(unsubscribe.filters.len())?;
         let hub = self.shared.hub.clone();
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
         for text in &unsubscribe.filters {
-            let Some(filter) = topic::filter(text) else {
-                codes.push(code::TOPIC_FILTER);
-                continue;
+            let filter = match self.filter(text)? {
+                Ok(filter) => filter,
+                Err(code) => {
+                    codes.push(code);
+                    continue;
+                }
             };
             let found = hub.unsubscribe(&self.session, &mut self.core, text, &filter);
             self.owed.retain(|owed| *owed.filter != **text);
             codes.push(if found { code::SUCCESS } else { code::NO_SUBSCRIPTION });
         }
         reply::unsuback(self.client.version, unsubscribe.packet_id, &codes, &mut self.out);
+        Ok(())
+    }
+
+    /// Takes a filter apart. One that the standard forbids ends the connection; one that is only not served here
+    /// has the code of its own in the answer.
+    fn filter<'t>(&self, text: &'t str) -> Result<Result<Filter<'t>, u8>, Fault> {
+        Ok(match topic::filter(text) {
+            Ok(filter) => Ok(filter),
+            Err(why @ NoFilter::Malformed) => return Err(Fault::malformed(why.text())),
+            Err(why @ NoFilter::Share) if self.client.version == Version::V5 => {
+                return Err(Fault::protocol(why.text()));
+            }
+            Err(NoFilter::Share | NoFilter::Deep) => Err(code::TOPIC_FILTER),
+        })
+    }
+
+    /// Whether SUBACK or UNSUBACK with so many codes is within the client's maximum packet size.
+    fn answer_fits(&self, codes: usize) -> Result<(), Fault> {
+        // Fixed header of at most 5 bytes, packet identifier, no properties.
+        if 5 + 2 + 1 + codes > self.client.maximum_packet {
+            return Err(Fault::new(
+                code::TOO_LARGE,
+                "the answer would be larger than the client's maximum packet size",
+            ));
+        }
+        Ok(())
     }
 
     /// Writes what the session has for the client, as far as it fits.

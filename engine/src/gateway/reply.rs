@@ -18,9 +18,22 @@ pub(crate) struct Granted {
     pub(crate) assigned: Option<String>,
 }
 
-/// CONNACK that accepts. Maximum QoS is not written: 2 is what its absence means, and so with retain, wildcard,
-/// shared subscriptions and subscription identifiers, which are written all the same because clients print them.
-pub(crate) fn connack(version: Version, present: bool, granted: &Granted, out: &mut Vec<u8>) {
+/// CONNACK that accepts; false, and nothing written, if it would be larger than `limit`. Maximum QoS is not written: 2 is what its absence means, and so with retain, wildcard,
+/// shared subscriptions and subscription identifiers, which are written all the same, if there is room, because
+/// clients print them.
+pub(crate) fn connack(version: Version, present: bool, granted: &Granted, limit: usize, out: &mut Vec<u8>) -> bool {
+    [true, false].into_iter().any(|talkative| {
+        let before = out.len();
+        put_connack(version, present, granted, talkative, out);
+        let fits = out.len() - before <= limit;
+        if !fits {
+            out.truncate(before);
+        }
+        fits
+    })
+}
+
+fn put_connack(version: Version, present: bool, granted: &Granted, talkative: bool, out: &mut Vec<u8>) {
     let mut properties = Vec::new();
     if version == Version::V5 {
         if let Some(expiry) = granted.session_expiry {
@@ -29,7 +42,9 @@ pub(crate) fn connack(version: Version, present: bool, granted: &Granted, out: &
         }
         properties.put_u8(33);
         properties.put_u16(granted.receive_maximum);
-        properties.put_slice(&[37, 1]);
+        if talkative {
+            properties.put_slice(&[37, 1]);
+        }
         properties.put_u8(39);
         properties.put_u32(granted.maximum_packet);
         if let Some(assigned) = &granted.assigned {
@@ -38,7 +53,9 @@ pub(crate) fn connack(version: Version, present: bool, granted: &Granted, out: &
         }
         properties.put_u8(34);
         properties.put_u16(granted.topic_aliases);
-        properties.put_slice(&[40, 1, 41, 1, 42, 1]);
+        if talkative {
+            properties.put_slice(&[40, 1, 41, 1, 42, 1]);
+        }
         if let Some(seconds) = granted.keep_alive {
             properties.put_u8(19);
             properties.put_u16(seconds);
@@ -48,7 +65,9 @@ pub(crate) fn connack(version: Version, present: bool, granted: &Granted, out: &
 }
 
 /// CONNACK that refuses, with a MQTT 5 reason code.
-pub(crate) fn connack_refused(version: Version, reason: u8, text: &str, out: &mut Vec<u8>) {
+///
+/// A client's maximum packet size is not known where its CONNECT could not be read, so the words are kept short.
+pub(crate) fn connack_refused(version: Version, reason: u8, text: &str, limit: usize, out: &mut Vec<u8>) {
     use super::fault::code;
     let byte = match (version, reason) {
         (Version::V5, reason) => reason,
@@ -58,7 +77,12 @@ pub(crate) fn connack_refused(version: Version, reason: u8, text: &str, out: &mu
         // 3.1.1 knows no other words: the server is unavailable (to this client).
         (Version::V3, _) => 3,
     };
-    put(version, kind::CONNACK, &[0, byte], Some(&reason_string(text)), &[], out);
+    let words = reason_string(text);
+    // Fixed header, flags, code, length of the properties.
+    let words = if words.len() + 8 <= limit { &words[..] } else { &[] };
+    if 5 <= limit {
+        put(version, kind::CONNACK, &[0, byte], Some(words), &[], out);
+    }
 }
 
 /// PUBACK, PUBREC, PUBREL or PUBCOMP. `limit` is the client's maximum packet size: a reason string that would
@@ -169,20 +193,33 @@ mod tests {
             assigned: Some("auto-1".into()),
         };
         let mut out = Vec::new();
-        connack(Version::V5, true, &granted, &mut out);
+        assert!(connack(Version::V5, true, &granted, usize::MAX, &mut out));
         let (packet, used) = v5_0::Connack::parse(body(&out, kind::CONNACK)).unwrap();
         assert!(packet.session_present() && used == out.len() - 2);
         assert_eq!(packet.props().len(), 10);
 
+        let full = out.len();
         out.clear();
-        connack(Version::V3, false, &granted, &mut out);
+        assert!(connack(Version::V5, true, &granted, full - 1, &mut out), "what says nothing is left out");
+        assert_eq!(v5_0::Connack::parse(body(&out, kind::CONNACK)).unwrap().0.props().len(), 6);
+        let short = out.len();
+        out.clear();
+        assert!(!connack(Version::V5, true, &granted, short - 1, &mut out) && out.is_empty());
+
+        connack(Version::V3, false, &granted, usize::MAX, &mut out);
         assert_eq!(out, [0x20, 2, 0, 0]);
 
         out.clear();
-        connack_refused(Version::V5, 0x85, "no", &mut out);
+        connack_refused(Version::V5, 0x85, "no", 13, &mut out);
         assert!(v5_0::Connack::parse(body(&out, kind::CONNACK)).is_ok());
         out.clear();
-        connack_refused(Version::V3, 0x85, "no", &mut out);
+        connack_refused(Version::V5, 0x85, "no", 9, &mut out);
+        assert_eq!(out, [0x20, 3, 0, 0x85, 0]);
+        out.clear();
+        connack_refused(Version::V5, 0x85, "no", 4, &mut out);
+        assert!(out.is_empty());
+        out.clear();
+        connack_refused(Version::V3, 0x85, "no", usize::MAX, &mut out);
         assert_eq!(out, [0x20, 2, 0, 2]);
 
         out.clear();

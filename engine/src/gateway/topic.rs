@@ -26,21 +26,42 @@ pub(crate) struct Filter<'a> {
     pub(crate) wild: bool,
 }
 
-/// Checks a filter. `None` when it is not valid.
-pub(crate) fn filter(text: &str) -> Option<Filter<'_>> {
+/// Why a text is not a filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoFilter {
+    /// The standard forbids it.
+    Malformed,
+    /// `$share` without what must follow it. In MQTT 3.1.1 it would be a filter like any other.
+    Share,
+    /// It has more levels than are served here.
+    Deep,
+}
+
+impl NoFilter {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Malformed => "a topic filter is empty, holds U+0000, or a wildcard that is not a level of its own",
+            Self::Share => "a shared subscription is $share/{name}/{filter}, without wildcards in the name",
+            Self::Deep => "a topic filter has more than 64 levels",
+        }
+    }
+}
+
+/// Checks a filter.
+pub(crate) fn filter(text: &str) -> Result<Filter<'_>, NoFilter> {
     let (group, path) = match text.strip_prefix("$share/") {
         Some(rest) => {
-            let (group, path) = rest.split_once('/')?;
-            if group.is_empty() || group.contains(['+', '#']) {
-                return None;
+            let (group, path) = rest.split_once('/').ok_or(NoFilter::Share)?;
+            if group.is_empty() || group.contains(['+', '#']) || path.is_empty() {
+                return Err(NoFilter::Share);
             }
             (Some(group), path)
         }
-        None if text == "$share" => return None,
+        None if text == "$share" => return Err(NoFilter::Share),
         None => (None, text),
     };
     if path.is_empty() {
-        return None;
+        return Err(NoFilter::Malformed);
     }
     let mut wild = false;
     let mut levels = path.split('/').peekable();
@@ -50,11 +71,30 @@ pub(crate) fn filter(text: &str) -> Option<Filter<'_>> {
         match level {
             "+" => wild = true,
             "#" if levels.peek().is_none() => wild = true,
-            other if other.contains(['+', '#', '\0']) => return None,
+            other if other.contains(['+', '#', '\0']) => return Err(NoFilter::Malformed),
             _ => {}
         }
     }
-    (count <= FILTER_LEVELS).then_some(Filter { group, path, wild })
+    if count <= FILTER_LEVELS { Ok(Filter { group, path, wild }) } else { Err(NoFilter::Deep) }
+}
+
+/// Whether every topic that `inner` matches is matched by `outer` too (both without `$share`).
+pub(crate) fn covers(outer: &str, inner: &str) -> bool {
+    if inner.starts_with('$') && outer.starts_with(['+', '#']) {
+        return false;
+    }
+    let mut levels = inner.split('/').peekable();
+    for level in outer.split('/') {
+        if level == "#" {
+            return true;
+        }
+        match levels.next() {
+            Some("#") => return false,
+            Some(name) if level == "+" || level == name => {}
+            _ => return false,
+        }
+    }
+    levels.next().is_none()
 }
 
 /// Whether a filter (without `$share`) matches a topic name.
@@ -93,16 +133,42 @@ mod tests {
     #[test]
     fn filters_are_checked() {
         for good in ["#", "+", "/", "a", "a/+/b", "a/#", "+/+", "/#", "$SYS/#", "a//b", "$share/g/#", "$share/g/a"] {
-            assert!(filter(good).is_some(), "{good}");
+            assert!(filter(good).is_ok(), "{good}");
         }
-        for bad in
-            ["", "a/#/b", "x+y", "a+", "#a", "a/b#", "$share/g", "$share//a", "$share/g/", "$share/+/a", "$share"]
-        {
-            assert!(filter(bad).is_none(), "{bad}");
+        for bad in ["", "a/#/b", "x+y", "a+", "#a", "a/b#", "a\0", "$share/g/a+"] {
+            assert_eq!(filter(bad), Err(NoFilter::Malformed), "{bad}");
         }
-        assert!(filter(&"a/".repeat(FILTER_LEVELS)).is_none(), "too deep");
+        for bad in ["$share/g", "$share//a", "$share/g/", "$share/+/a", "$share"] {
+            assert_eq!(filter(bad), Err(NoFilter::Share), "{bad}");
+        }
+        assert_eq!(filter(&"a/".repeat(FILTER_LEVELS)), Err(NoFilter::Deep));
         let shared = filter("$share/g/a/+").unwrap();
         assert_eq!((shared.group, shared.path, shared.wild), (Some("g"), "a/+", true));
+    }
+
+    #[test]
+    fn a_filter_covers_what_is_a_part_of_it() {
+        for (outer, inner, expected) in [
+            ("a/b", "a/b", true),
+            ("a/b", "a/c", false),
+            ("a/#", "a/b/c", true),
+            ("a/#", "a/+/c", true),
+            ("a/#", "a/#", true),
+            ("a/#", "a", true),
+            ("a/#", "#", false),
+            ("a/#", "+/b", false),
+            ("a/+", "a/b", true),
+            ("a/+", "a/+", true),
+            ("a/+", "a/#", false),
+            ("a/b", "a/+", false),
+            ("#", "a/b", true),
+            ("#", "$SYS/a", false),
+            ("+/a", "$SYS/a", false),
+            ("a/b", "a/b/c", false),
+            ("a/b/c", "a/b", false),
+        ] {
+            assert_eq!(covers(outer, inner), expected, "{outer} {inner}");
+        }
     }
 
     #[test]

@@ -142,7 +142,7 @@ impl Client {
         self.subscribe_with(filter, options, &[]).await
     }
 
-    pub(super) async fn subscribe_with(&mut self, filter: &str, options: u8, properties: &[u8]) -> u8 {
+    pub(super) async fn send_subscribe(&mut self, filter: &str, options: u8, properties: &[u8]) {
         let mut body = vec![0, 77];
         if self.v5 {
             body.push(properties.len() as u8);
@@ -151,6 +151,10 @@ impl Client {
         text(&mut body, filter);
         body.push(options);
         self.send(&packet(0x82, &body)).await;
+    }
+
+    pub(super) async fn subscribe_with(&mut self, filter: &str, options: u8, properties: &[u8]) -> u8 {
+        self.send_subscribe(filter, options, properties).await;
         let (first, body) = self.recv().await;
         assert_eq!((first, &body[..2]), (0x90, &[0, 77][..]));
         *body.last().unwrap()

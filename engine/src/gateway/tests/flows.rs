@@ -190,11 +190,16 @@ async fn no_local_and_bad_filters() {
     client.subscribe("t", 1).await;
     client.publish("t", 0, 0, "mine").await;
     assert_eq!(client.message().await.payload, "mine");
-    for bad in ["", "a/#/b", "x+y", "#a", "+a"] {
-        assert_eq!(client.subscribe(bad, 0).await, 0x8f, "{bad}");
+    for (bad, code) in [("", 0x81), ("a/#/b", 0x81), ("x+y", 0x81), ("#a", 0x81), ("$share/g", 0x82)] {
+        let mut v5 = bench.v5("bad").await;
+        v5.send_subscribe(bad, 0, &[]).await;
+        v5.closed_with(code).await;
     }
     let mut old = bench.v3("o").await;
-    assert_eq!(old.subscribe("a/#/b", 0).await, 0x80);
+    assert_eq!(old.subscribe("$share/g", 0).await, 0x80, "shared subscriptions are not of 3.1.1");
+    old.send_subscribe("a/#/b", 0, &[]).await;
+    old.closed_with(0).await;
+    assert_eq!(client.subscribe(&"a/".repeat(64), 0).await, 0x8f, "right, but deeper than we go");
     // No local on a shared subscription is a protocol error.
     let mut body = vec![0, 1, 0];
     client::text(&mut body, "$share/g/t");

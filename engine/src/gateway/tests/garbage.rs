@@ -213,3 +213,75 @@ async fn silence_beyond_the_keep_alive_ends_a_connection() {
     client.closed_with(0x8d).await;
     assert!((1300..2500).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
 }
+
+/// A socket that is closed while its peer is still sending resets the connection, and the reason is lost with it.
+#[tokio::test]
+async fn whoever_is_sent_away_while_still_sending_hears_why() {
+    let bench = Bench::with(|limits| limits.receive_maximum = 4);
+    // More than both sockets hold goes on being sent after the packet that ends the connection.
+    let flood = vec![0u8; 4 << 20];
+    let mut client = bench.v5("sent away").await;
+    client.publish("t", 0, 0, "x").await;
+    client.send(&client::packet(0x10, b"a second CONNECT")).await;
+    client.send(&flood).await;
+    client.closed_with(0x82).await;
+    // Refused at CONNECT, with more behind it.
+    let mut client = bench.open().await;
+    client.send_connect(true, &"x".repeat(2000), true, 0, &[], None).await;
+    client.send(&flood).await;
+    let before = client.closed().await;
+    assert_eq!((before.len(), before[0].0, before[0].1[1]), (1, 0x20, 0x85), "{before:?}");
+    // One who has written 40 messages before he looks at the answers.
+    let mut client = bench.v5("too many").await;
+    for id in 1..=40 {
+        client.publish("devices/a/telemetry", 2 | 4, id, "{}").await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    client.closed_with(0x81).await;
+    let mut client = bench.v5("too many").await;
+    for id in 1..=40 {
+        client.publish("devices/a/telemetry", 4, id, "{}").await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    client.closed_with(0x93).await;
+}
+
+#[tokio::test]
+async fn filters_that_are_closed_to_everybody() {
+    let bench = Bench::with(|limits| limits.no_subscribe = vec!["secret/#".into(), "devices/+/telemetry".into()]);
+    let mut v5 = bench.v5("five").await;
+    let mut v3 = bench.v3("three").await;
+    for closed in ["secret", "secret/a", "secret/+/b", "secret/#", "devices/a/telemetry", "$share/g/secret/a"] {
+        assert_eq!(v5.subscribe(closed, 1).await, 0x80, "{closed}");
+        assert_eq!(v3.subscribe(closed, 1).await, 0x80, "{closed}");
+    }
+    for open in ["secrets", "+/a", "#", "devices/+/+", "devices/a/status"] {
+        assert_eq!(v5.subscribe(open, 1).await, 1, "{open}");
+    }
+}
+
+#[tokio::test]
+async fn no_answer_is_larger_than_the_client_takes() {
+    let bench = Bench::new();
+    let size = |most: u8| [39, 0, 0, 0, most];
+    // CONNACK: without what says nothing, or not at all.
+    let mut client = bench.open().await;
+    let (_, properties) = client.connect_v5("c", true, &size(22)).await;
+    assert!(properties.len() <= 22 - 5, "{properties:?}");
+    let mut client = bench.open().await;
+    client.send_connect(true, "tiny", true, 0, &size(8), None).await;
+    assert!(client.closed().await.is_empty());
+    let mut client = bench.open().await;
+    client.send_connect(true, &"x".repeat(2000), true, 0, &size(8), None).await;
+    assert_eq!(client.closed().await, vec![(0x20, vec![0, 0x85, 0])], "the words are left out");
+    // SUBACK: refused instead.
+    let mut client = bench.open().await;
+    client.connect_v5("c", true, &size(22)).await;
+    let mut body = vec![0, 1, 0];
+    for n in 0..20 {
+        client::text(&mut body, &n.to_string());
+        body.push(0);
+    }
+    client.send(&client::packet(0x82, &body)).await;
+    client.closed_with(0x95).await;
+}
