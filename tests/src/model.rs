@@ -297,7 +297,9 @@ impl Model {
                 ring.durable.insert(seq, ts);
             }
             self.latest = self.latest.max(Some(ts));
-            while self.drawn.len() > 2 && self.drawn[0].staged.is_empty() {
+            while self.drawn.iter().filter(|ring| !ring.durable.is_empty()).count() > 2
+                && self.drawn[0].staged.is_empty()
+            {
                 self.drawn.remove(0);
             }
         }

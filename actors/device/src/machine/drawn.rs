@@ -182,8 +182,12 @@ impl Numbering {
         if let Some(ring) = self.rings.get_mut(at) {
             ring.record(seq, ts);
         }
-        // The current one and the one before stay; older ones as long as something of theirs is on its way.
-        while self.rings.len() > 2 && self.rings.first().is_some_and(|ring| ring.staged.is_empty()) {
+        // The last two that are durable stay (one on its way may be lost yet, and then the one before it is current
+        // again); older ones as long as something of theirs is on its way.
+        while self.rings.len() > 2
+            && self.rings.iter().filter(|ring| !ring.times.is_empty()).count() > 2
+            && self.rings.first().is_some_and(|ring| ring.staged.is_empty())
+        {
             self.rings.remove(0);
         }
     }
