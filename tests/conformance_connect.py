@@ -517,7 +517,7 @@ def stream(b):
 def lingering(b):
     c = b.client()
     c.send(b"\xc1\0")
-    for _ in range(40):
+    for _ in range(120):
         c.send(packet(0x30, text("t") + (b"\0" if b.v5 else b"") + b"x" * 1000))
         time.sleep(0.02)
     said = []

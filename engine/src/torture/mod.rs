@@ -48,6 +48,8 @@ pub struct TortureConfig {
     pub program: PathBuf,
     /// Everything that is written stands here.
     pub folder: PathBuf,
+    /// Keep the engine's data, also if all is well.
+    pub keep: bool,
     /// How long faults come.
     pub duration: Duration,
     /// What the faults follow from.
@@ -103,7 +105,8 @@ pub async fn run(config: TortureConfig, stop: CancellationToken) -> Result<Verdi
         broken.wrong.push(text);
         verdict = Ok(broken);
     }
-    torture.rescue(!verdict.as_ref().is_ok_and(Verdict::passed));
+    let passed = verdict.as_ref().is_ok_and(Verdict::passed);
+    torture.rescue(torture.config.keep || !passed);
     let mut verdict = verdict?;
     verdict.seconds = tortured.as_secs_f64();
     Ok(verdict)
@@ -376,6 +379,7 @@ mod tests {
         let fine = TortureConfig {
             program: PathBuf::from("weir"),
             folder: folder.path().to_owned(),
+            keep: true,
             duration: Duration::from_secs(60),
             seed: 1,
             devices: 40,
