@@ -75,6 +75,46 @@ def malformed_acks(b):
     c.ping()
 
 
+@case("properties that acknowledgements and DISCONNECT cannot have", v5="1.5.4-1..2 1.5.7-1 4.13.1-1")
+def bad_ack_properties(b):
+    for first in (0x40, 0x50, 0x62, 0x70, 0xE0):
+        for props in (
+            properties([(31, "a"), (31, "b")]),  # twice
+            properties([(33, 5)]),  # not of these packets
+            properties([(11, 5)]),
+            properties([(31, b"\xff")]),
+            properties([(31, "a\0")]),
+            properties([(38, (b"\xff", "v"))]),
+            properties([(38, ("k", "v\0"))]),
+            properties([(38, ("k\0", "v"))]),
+            b"\x05\x1f\0\x01",  # longer than the packet
+        ):
+            c = b.client()
+            c.send(packet(first, (b"" if first == 0xE0 else b"\0\x01") + b"\0" + props))
+            c.refused(0x81, 0x82)
+    c = b.client()
+    c.send(packet(0xE0, b"\0" + properties([(28, "elsewhere")])))  # a server reference is the server's to give
+    c.refused(0x82, 0x81)
+
+
+@case("properties that SUBSCRIBE and UNSUBSCRIBE cannot have", v5="1.5.7-1 4.13.1-1")
+def bad_subscribe_properties(b):
+    for first, rest in ((0x82, text("t") + b"\0"), (0xA2, text("t"))):
+        for props in (
+            properties([(33, 5)]),
+            properties([(31, "why")]),
+            properties([(38, (b"\xff", "v"))]),
+            properties([(38, ("k", "v\0"))]),
+            b"\x7f\x26\0\x01",
+        ):
+            c = b.client()
+            c.send(packet(first, b"\0\x01" + props + rest))
+            c.refused(0x81, 0x82)
+    c = b.client()
+    c.send(packet(0xA2, b"\0\x01" + properties([(11, 5)]) + text("t")))
+    c.refused(0x81, 0x82)
+
+
 @case("a QoS 2 message is handed on once, whatever is repeated", "4.3.3-2", "4.3.3-8 4.3.3-10..12 4.3.3-9")
 def exactly_once(b):
     s, p = subscriber(b), b.client("p")

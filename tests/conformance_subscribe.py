@@ -107,8 +107,8 @@ def dollar(b):
     p.deliver(b.topic("end"), b"seen", 1)
     while (m := s.message()).topic != b.topic("end"):
         assert not m.topic.startswith("$"), m
-    s.unsubscribe("#")
-    s.subscribe((topic.partition("/")[0] + "/#", 1))
+    s = b.client("s")
+    s.subscribe((topic.rpartition("/")[0] + "/#", 1))
     assert gets(b, p, s, topic)
 
 
@@ -186,6 +186,11 @@ def overlapping(b):
         s.unsubscribe(b.topic("+"), b.topic("#"))
         p.deliver(b.topic("x"), b"x", 2)
         assert s.message().values(11) == [], "replaced by a subscription without one"
+        p.deliver(b.topic("kept"), b"kept", 1, retain=True)
+        s.subscribe((b.topic("kept"), 1), props=[(11, 3)])
+        m = s.message()
+        assert m.retain and m.values(11) == [3], "a retained message says which subscription it is for"
+        p.deliver(b.topic("kept"), b"", 1, retain=True)
 
 
 @case("no local", v5="3.8.3-3")

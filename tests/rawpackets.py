@@ -125,6 +125,7 @@ class Client(Raw):
     def __init__(self, port, version, client_id="", connect=True, code=0, timeout=10, **more):
         super().__init__(port, version=version, connect=False, timeout=timeout)
         self.present, self.granted, self.code = None, [], None
+        self.early = []  # messages that came while the end of an exchange was awaited
         if connect:
             self.send(connect_packet(version, client_id, **more))
             self.connack(code)
@@ -212,7 +213,7 @@ class Client(Raw):
 
     def message(self, timeout=10, ack=True):
         """The next packet is a PUBLISH; its exchange is completed unless `ack` says no."""
-        kind, flags, body = self.read(timeout)
+        kind, flags, body = self.early.pop(0) if self.early else self.read(timeout)
         assert kind == PUBLISH, f"PUBLISH, not {kind}: {body!r}"
         topic, rest = take_text(body)
         qos, packet_id, props = flags >> 1 & 3, 0, []
@@ -225,14 +226,16 @@ class Client(Raw):
             self.ack(PUBACK, packet_id)
         if ack and qos == 2:
             self.ack(PUBREC, packet_id)
-            self.expect(PUBREL, packet_id, 0)
+            while (found := self.read())[0] == PUBLISH:
+                self.early.append(found)
+            assert found[0] == PUBREL and found[2] == struct.pack(">H", packet_id), f"PUBREL, not {found}"
             self.ack(PUBCOMP, packet_id)
         return Message(topic.decode(), rest, qos, bool(flags & 1), bool(flags & 8), packet_id, props)
 
     def silence(self, seconds=0.3):
         """Nothing comes; proven by a PINGRESP that is the next packet, where the connection still lives."""
         try:
-            found = self.read(seconds)
+            found = self.early.pop(0) if self.early else self.read(seconds)
         except TimeoutError:
             self.ping()
             return

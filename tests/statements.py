@@ -113,6 +113,7 @@ CLIENTS = {
 ABSENT = {
     4: _set(
         (_WEBSOCKET, "6.0.0-1..4"),
+        ("wildcards are served", "3.8.3-2"),
         ("there is no way to be out of memory for one connection only; a server that cannot go on ends as a whole",
          "4.8.0-2"),
     ),

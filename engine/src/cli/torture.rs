@@ -56,6 +56,7 @@ pub(super) async fn main(args: Args) -> Result<(), Exit> {
     let config = TortureConfig {
         program: std::env::current_exe().map_err(Exit::failed)?,
         folder: folder.clone(),
+        keep: args.data.is_some(),
         duration: args.duration,
         seed: args.seed.unwrap_or_else(|| rand::random::<u64>() >> 32),
         devices: args.devices,

@@ -100,9 +100,6 @@ fn guarded<T>(body: &[u8], parse: impl FnOnce(&[u8]) -> Result<(T, usize), MqttE
         Ok(Ok((packet, used))) if used == body.len() => Ok(packet),
         Ok(Ok(_)) => Err(Fault::malformed("the packet is longer than its content")),
         Ok(Err(MqttError::ProtocolError)) => Err(Fault::protocol("the packet breaks the protocol")),
-        Ok(Err(MqttError::ClientIdentifierNotValid)) => {
-            Err(Fault::new(code::CLIENT_ID, "the client identifier is not valid"))
-        }
         Ok(Err(_)) => Err(Fault::malformed("the packet cannot be read")),
         Err(_) => Err(Fault::malformed("the packet cannot be read")),
     }
@@ -164,6 +161,7 @@ pub(crate) fn connect(version: Version, body: &[u8]) -> Result<Connect, Fault> {
                 authentication: false,
             }
         }
+        Version::V5 if flags & 0xc0 == 0x40 => connect_v5(will_qos, will_retain, &without_password(body)?)?,
         Version::V5 => connect_v5(will_qos, will_retain, body)?,
     };
     if let Some(will) = &connect.will {
@@ -188,7 +186,7 @@ fn connect_v5(will_qos: u8, will_retain: bool, body: &[u8]) -> Result<Connect, F
         problem_information: true,
         authentication: false,
     };
-    check_user_properties(packet.props())?;
+    check_strings(packet.props())?;
     for property in packet.props() {
         match property {
             Property::SessionExpiryInterval(p) => connect.session_expiry = p.val(),
@@ -216,7 +214,7 @@ fn connect_v5(will_qos: u8, will_retain: bool, body: &[u8]) -> Result<Connect, F
             content_type: None,
             properties: Bytes::new(),
         };
-        check_user_properties(packet.will_props())?;
+        check_strings(packet.will_props())?;
         let mut forwarded = Vec::new();
         for property in packet.will_props() {
             match property {
@@ -243,6 +241,30 @@ fn connect_v5(will_qos: u8, will_retain: bool, body: &[u8]) -> Result<Connect, F
     Ok(connect)
 }
 
+/// A CONNECT without its password. MQTT 5 allows a password without a user name, the library does not; nobody here
+/// looks at passwords.
+fn without_password(body: &[u8]) -> Result<Vec<u8>, Fault> {
+    // Name, level, flags, keep alive.
+    let mut rest = body.get(10..).ok_or(Fault::malformed("the packet ends too early"))?;
+    frame::take_properties(&mut rest)?;
+    frame::take_field(&mut rest)?;
+    let flags = body.get(7).copied().unwrap_or(0);
+    if flags & 4 != 0 {
+        frame::take_properties(&mut rest)?;
+        frame::take_field(&mut rest)?;
+        frame::take_field(&mut rest)?;
+    }
+    let mut short = body.get(..body.len() - rest.len()).unwrap_or_default().to_vec();
+    frame::take_field(&mut rest)?;
+    if !rest.is_empty() {
+        return Err(Fault::malformed("the packet is longer than its content"));
+    }
+    if let Some(flags) = short.get_mut(7) {
+        *flags &= !0x40;
+    }
+    Ok(short)
+}
+
 fn has_method(properties: &Properties) -> bool {
     properties.iter().any(|p| matches!(p, Property::AuthenticationMethod(_)))
 }
@@ -254,9 +276,11 @@ fn plain_text<const N: usize>(texts: [&str; N]) -> Result<(), Fault> {
     Ok(())
 }
 
-fn check_user_properties(properties: &Properties) -> Result<(), Fault> {
+/// Strings that the library lets through with U+0000 in them.
+fn check_strings(properties: &Properties) -> Result<(), Fault> {
     properties.iter().try_for_each(|property| match property {
         Property::UserProperty(p) => plain_text([p.key(), p.val()]),
+        Property::ReasonString(p) => plain_text([p.val()]),
         _ => Ok(()),
     })
 }
@@ -273,7 +297,7 @@ pub(crate) fn subscribe(version: Version, body: &[u8]) -> Result<Subscribe, Faul
         Version::V5 => {
             let packet = guarded(body, v5_0::Subscribe::parse)?;
             subscribe.packet_id = packet.packet_id();
-            check_user_properties(packet.props())?;
+            check_strings(packet.props())?;
             for property in packet.props() {
                 if let Property::SubscriptionIdentifier(p) = property {
                     if p.val() == 0 || subscribe.id.is_some() {
@@ -329,7 +353,7 @@ pub(crate) fn unsubscribe(version: Version, body: &[u8]) -> Result<Unsubscribe, 
         }
         Version::V5 => {
             let packet = guarded(body, v5_0::Unsubscribe::parse)?;
-            check_user_properties(packet.props())?;
+            check_strings(packet.props())?;
             (packet.packet_id(), packet.entries().clone())
         }
     };
@@ -351,6 +375,7 @@ pub(crate) fn disconnect(version: Version, body: &[u8]) -> Result<Disconnect, Fa
     }
     let packet = guarded(body, v5_0::Disconnect::parse)?;
     let mut session_expiry = None;
+    packet.props().as_ref().map_or(Ok(()), check_strings)?;
     for property in packet.props().iter().flatten() {
         match property {
             Property::SessionExpiryInterval(p) => session_expiry = Some(p.val()),
@@ -374,11 +399,12 @@ pub(crate) fn ack(version: Version, kind: u8, body: &[u8]) -> Result<Ack, Fault>
     if version == Version::V3 {
         return Err(Fault::malformed("an acknowledgement has two bytes in MQTT 3.1.1"));
     }
+    let strings = |properties: &Option<Properties>| properties.as_ref().map_or(Ok(()), check_strings);
     match kind {
-        frame::kind::PUBACK => drop(guarded(body, v5_0::Puback::parse)?),
-        frame::kind::PUBREC => drop(guarded(body, v5_0::Pubrec::parse)?),
-        frame::kind::PUBREL => drop(guarded(body, v5_0::Pubrel::parse)?),
-        _ => drop(guarded(body, v5_0::Pubcomp::parse)?),
+        frame::kind::PUBACK => strings(guarded(body, v5_0::Puback::parse)?.props())?,
+        frame::kind::PUBREC => strings(guarded(body, v5_0::Pubrec::parse)?.props())?,
+        frame::kind::PUBREL => strings(guarded(body, v5_0::Pubrel::parse)?.props())?,
+        _ => strings(guarded(body, v5_0::Pubcomp::parse)?.props())?,
     }
     match body {
         [high, low, code, ..] => Ok(Ack { packet_id: u16::from_be_bytes([*high, *low]), code: *code }),

@@ -6,7 +6,6 @@ use thiserror::Error;
 pub(crate) mod code {
     pub(crate) const SUCCESS: u8 = 0x00;
     pub(crate) const NO_SUBSCRIPTION: u8 = 0x11;
-    pub(crate) const DISCONNECT_WITH_WILL: u8 = 0x04;
     pub(crate) const UNSPECIFIED: u8 = 0x80;
     pub(crate) const MALFORMED: u8 = 0x81;
     pub(crate) const PROTOCOL: u8 = 0x82;

@@ -124,6 +124,20 @@ pub(crate) fn take_text<'a>(buf: &mut &'a [u8]) -> Result<&'a str, Fault> {
     text(take_field(buf)?)
 }
 
+/// Takes a property section off the front.
+pub(crate) fn take_properties<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Fault> {
+    let Some((len, width)) = varint(rest)? else {
+        return Err(Fault::malformed("the packet ends before its properties"));
+    };
+    match rest.get(width..width + len as usize) {
+        Some(properties) => {
+            *rest = rest.get(width + len as usize..).unwrap_or_default();
+            Ok(properties)
+        }
+        None => Err(Fault::malformed("the properties are longer than their packet")),
+    }
+}
+
 /// Takes two bytes off the front.
 pub(crate) fn take_u16(buf: &mut &[u8]) -> Result<u16, Fault> {
     match buf.split_first_chunk::<2>() {

@@ -163,7 +163,8 @@ where
         _ => &metrics.refused_protocol,
     });
     // 3.1.1 forbids an answer to a malformed CONNECT.
-    let silent = version == Version::V3 && matches!(fault.code, code::MALFORMED | code::PROTOCOL | code::TOO_LARGE);
+    let silent = version == Version::V3
+        && matches!(fault.code, code::MALFORMED | code::PROTOCOL | code::TOO_LARGE | code::TOPIC_NAME);
     if silent {
         return;
     }
@@ -198,7 +199,8 @@ where
     }
     let mut will = true;
     if let End::Client(disconnect) = &end {
-        will = disconnect.code == code::DISCONNECT_WITH_WILL;
+        // Whatever else the client says than that all is well, its will is wanted.
+        will = disconnect.code != code::SUCCESS;
         if let Some(seconds) = disconnect.session_expiry {
             connection.core.expiry = shared.hub.expiry(seconds);
         }

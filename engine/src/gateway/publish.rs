@@ -77,7 +77,7 @@ pub(crate) fn parse(version: Version, flags: u8, body: &[u8]) -> Result<Publish<
 }
 
 fn read_properties<'a>(rest: &mut &'a [u8], publish: &mut Publish<'a>) -> Result<(), Fault> {
-    let properties = take_properties(rest)?;
+    let properties = frame::take_properties(rest)?;
     publish.properties = properties;
     let mut left = properties;
     let mut seen = 0u64;
@@ -118,20 +118,6 @@ fn read_properties<'a>(rest: &mut &'a [u8], publish: &mut Publish<'a>) -> Result
         }
     }
     Ok(())
-}
-
-/// Takes a property section off the front.
-fn take_properties<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Fault> {
-    let Some((len, width)) = frame::varint(rest)? else {
-        return Err(Fault::malformed("the packet ends before its properties"));
-    };
-    match rest.get(width..width + len as usize) {
-        Some(properties) => {
-            *rest = rest.get(width + len as usize..).unwrap_or_default();
-            Ok(properties)
-        }
-        None => Err(Fault::malformed("the properties are longer than their packet")),
-    }
 }
 
 /// The properties that go on to receivers unchanged: all but expiry (it counts down) and topic alias (it belongs

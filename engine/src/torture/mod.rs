@@ -2,13 +2,14 @@
 //!
 //! - `schedule`: which fault comes when; pure, from the seed. `process`: the children. `proxy`: a network that lies.
 //!   `disk`: a disk that can be full. `numbers`: what the agents' own outboxes say they have recorded.
-//! - `verdict`: what must hold in the end, by the outboxes, the agents' reports, the ledger, the files and a
-//!   batch query over them.
+//! - `verdict`: what must hold in the end, by the outboxes, the agents' reports and the ledger; `files`: and by the
+//!   files, the pipeline's against a batch query over the raw rows.
 //!
 //! The seed gives the same faults after the same pauses. What they meet depends on the machine, as it does for real.
 //! Absent: faults within a process (that is for simulation), lost or torn writes of the disk.
 
 mod disk;
+mod files;
 mod numbers;
 mod process;
 mod proxy;
@@ -47,6 +48,8 @@ pub struct TortureConfig {
     pub program: PathBuf,
     /// Everything that is written stands here.
     pub folder: PathBuf,
+    /// Keep the engine's data, also if all is well.
+    pub keep: bool,
     /// How long faults come.
     pub duration: Duration,
     /// What the faults follow from.
@@ -102,9 +105,10 @@ pub async fn run(config: TortureConfig, stop: CancellationToken) -> Result<Verdi
         broken.wrong.push(text);
         verdict = Ok(broken);
     }
+    let passed = verdict.as_ref().is_ok_and(Verdict::passed);
+    torture.rescue(torture.config.keep || !passed);
     let mut verdict = verdict?;
     verdict.seconds = tortured.as_secs_f64();
-    torture.rescue(!verdict.passed());
     Ok(verdict)
 }
 
@@ -130,10 +134,13 @@ fn check(config: &TortureConfig) -> Result<(), TortureError> {
     Ok(())
 }
 
-/// A port that nobody uses now. The engine must find it free at every start, and nothing else here asks for one.
+/// A port that nobody uses now, and that the system does not give away: the engine must find it free at every start,
+/// and a connection that is tried while it is down must not happen to be given its port.
 fn free_port() -> Result<SocketAddr, TortureError> {
-    let found = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    found.map_err(|e| TortureError::Failed(format!("no free port: {e}")))
+    (0..200)
+        .map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, rand::random_range(10_000..32_768))))
+        .find(|address| TcpListener::bind(address).is_ok())
+        .ok_or_else(|| TortureError::Failed("no free port from 10000 to 32767".to_owned()))
 }
 
 fn written<T>(path: &Path, result: std::io::Result<T>) -> Result<T, TortureError> {
@@ -359,5 +366,39 @@ impl Torture {
             }
         }
         self.disk = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_tortured_is_refused_with_its_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let fine = TortureConfig {
+            program: PathBuf::from("weir"),
+            folder: folder.path().to_owned(),
+            keep: true,
+            duration: Duration::from_secs(60),
+            seed: 1,
+            devices: 40,
+            rate: 400.0,
+            disk: 512 << 20,
+        };
+        check(&fine).unwrap();
+        check(&TortureConfig { folder: folder.path().join("new"), ..fine.clone() }).unwrap();
+        for (config, why) in [
+            (TortureConfig { devices: 3, ..fine.clone() }, "four fleets"),
+            (TortureConfig { rate: 0.0, ..fine.clone() }, "records per second"),
+            (TortureConfig { rate: f64::NAN, ..fine.clone() }, "records per second"),
+            (TortureConfig { disk: 1, ..fine.clone() }, "64 MiB"),
+            (TortureConfig { duration: Duration::ZERO, ..fine.clone() }, "at least a second"),
+        ] {
+            let error = check(&config).unwrap_err();
+            assert!(matches!(&error, TortureError::Config(text) if text.contains(why)), "{error}");
+        }
+        std::fs::write(folder.path().join("mine"), "precious").unwrap();
+        assert!(check(&fine).unwrap_err().to_string().contains("not empty"));
     }
 }

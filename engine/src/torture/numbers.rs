@@ -39,7 +39,7 @@ impl Numbers {
         Ok(())
     }
 
-    fn saw(&mut self, device: &str, epoch: u64, last: u64) {
+    pub(super) fn saw(&mut self, device: &str, epoch: u64, last: u64) {
         let highest = self.highest.entry((device.to_owned(), epoch)).or_default();
         *highest = (*highest).max(last);
     }

@@ -190,7 +190,8 @@ async fn no_local_and_bad_filters() {
     client.subscribe("t", 1).await;
     client.publish("t", 0, 0, "mine").await;
     assert_eq!(client.message().await.payload, "mine");
-    for (bad, code) in [("", 0x81), ("a/#/b", 0x81), ("x+y", 0x81), ("#a", 0x81), ("$share/g", 0x82)] {
+    for (bad, code) in [("", 0x81), ("a/#/b", 0x81), ("x+y", 0x81), ("#a", 0x81), ("$share/g", 0x81), ("$share", 0x82)]
+    {
         let mut v5 = bench.v5("bad").await;
         v5.send_subscribe(bad, 0, &[]).await;
         v5.closed_with(code).await;

@@ -231,15 +231,15 @@ async fn whoever_is_sent_away_while_still_sending_hears_why() {
     client.send(&flood).await;
     let before = client.closed().await;
     assert_eq!((before.len(), before[0].0, before[0].1[1]), (1, 0x20, 0x85), "{before:?}");
-    // One who has written 40 messages before he looks at the answers.
+    // One who goes on writing for longer than a second before he looks at the answers.
     let mut client = bench.v5("too many").await;
-    for id in 1..=40 {
+    for id in 1..=80 {
         client.publish("devices/a/telemetry", 2 | 4, id, "{}").await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     client.closed_with(0x81).await;
     let mut client = bench.v5("too many").await;
-    for id in 1..=40 {
+    for id in 1..=80 {
         client.publish("devices/a/telemetry", 4, id, "{}").await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -270,6 +270,9 @@ async fn no_answer_is_larger_than_the_client_takes() {
     assert!(properties.len() <= 22 - 5, "{properties:?}");
     let mut client = bench.open().await;
     client.send_connect(true, "tiny", true, 0, &size(8), None).await;
+    assert_eq!(client.closed().await, vec![(0x20, vec![0, 0x95, 0])]);
+    let mut client = bench.open().await;
+    client.send_connect(true, "tiny", true, 0, &size(4), None).await;
     assert!(client.closed().await.is_empty());
     let mut client = bench.open().await;
     client.send_connect(true, &"x".repeat(2000), true, 0, &size(8), None).await;
