@@ -16,6 +16,18 @@ pub enum EdgeError {
         /// What the medium said.
         source: io::Error,
     },
+    /// The store was written by a newer client.
+    #[error(
+        "{what} of the outbox has format {found}, this client knows up to {known}: run the client that wrote it, or give this one a directory of its own"
+    )]
+    Newer {
+        /// Which object.
+        what: String,
+        /// Its format.
+        found: u8,
+        /// The newest format this client knows.
+        known: u8,
+    },
     /// Another process holds the store.
     #[error("the outbox {} is in use by another process: stop it, or give this client a directory of its own", path.display())]
     Locked {

@@ -81,7 +81,13 @@ pub fn stored(path: &Path) -> Result<Option<Loaded>, ProjectError> {
     };
     let stored: Stored = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
     if stored.version != VERSION {
-        return Err(failed(format!("format {} is newer than this program, which reads {VERSION}", stored.version)));
+        let found = stored.version;
+        return Err(failed(match found > VERSION {
+            true => format!(
+                "format {found} is newer than this weir, which knows {VERSION}: run the weir that wrote it, or a newer one"
+            ),
+            false => format!("there is no format {found}: the file is damaged; restore it from a copy"),
+        }));
     }
     let files = stored.files.into_iter().map(|file| SourceFile { name: file.name, text: file.text }).collect();
     check(files).map(Some)

@@ -38,6 +38,16 @@ pub enum PipelineError {
         /// Why not.
         reason: String,
     },
+    /// A saved state was written by a newer build.
+    #[error(
+        "the saved state has format {found}, this weir knows up to {known}: run the weir that wrote it, or a newer one"
+    )]
+    Newer {
+        /// Its format.
+        found: u8,
+        /// The newest format this build knows.
+        known: u8,
+    },
     /// A checkpoint was asked for between barriers.
     #[error("a checkpoint is taken right after a barrier; {rows} rows came since")]
     NotAtBarrier {

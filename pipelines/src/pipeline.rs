@@ -147,11 +147,12 @@ impl Pipeline {
         })
     }
 
-    /// Whether `state` was written by this version of the pipeline and of the query engine.
-    pub fn matches(plan: &PipelinePlan, state: &[u8]) -> bool {
+    /// Whether `state` was written by this version of the pipeline and of the query engine. An error: it cannot be
+    /// told, because it is of a newer format or damaged; then it must not be replaced either.
+    pub fn matches(plan: &PipelinePlan, state: &[u8]) -> Result<bool, PipelineError> {
         let own = identity(plan);
-        checkpoint::identity(state)
-            .is_ok_and(|found| found.fingerprint == own.fingerprint && found.datafusion == own.datafusion)
+        let found = checkpoint::identity(state)?;
+        Ok(found.fingerprint == own.fingerprint && found.datafusion == own.datafusion)
     }
 
     /// The pipeline as it was when [`Pipeline::checkpoint`] gave `state`.

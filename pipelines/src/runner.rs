@@ -152,6 +152,10 @@ pub struct Status {
     pub healthy: AtomicBool,
     /// Rows made, over all tables.
     pub rows: AtomicU64,
+    /// Rows made of records, in the tables of streams.
+    pub records: AtomicU64,
+    /// How many of them were made anew from the log when the shard was opened.
+    pub replayed: AtomicU64,
     /// Records that came too late for a window.
     pub late: AtomicU64,
     /// Files written.
@@ -176,6 +180,8 @@ impl Default for Status {
             position: AtomicU64::new(0),
             healthy: AtomicBool::new(true),
             rows: AtomicU64::new(0),
+            records: AtomicU64::new(0),
+            replayed: AtomicU64::new(0),
             late: AtomicU64::new(0),
             files: AtomicU64::new(0),
             file_bytes: AtomicU64::new(0),
@@ -184,6 +190,13 @@ impl Default for Status {
             open_groups: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         }
+    }
+}
+
+impl Status {
+    /// Rows made of records that were committed since the shard was opened.
+    pub fn records(&self) -> u64 {
+        self.records.load(Ordering::Acquire).saturating_sub(self.replayed.load(Ordering::Acquire))
     }
 }
 
@@ -240,10 +253,15 @@ impl Runner {
                 .map(|stream| storage::schema::stream_schema(stream))
                 .ok_or_else(|| RunnerError::Rows(format!("pipeline {} reads an unknown stream", plan.name)))?;
             let pipeline = match states.remove(&plan.name) {
-                Some(state) if Pipeline::matches(plan, &state) => {
+                Some(state) if Pipeline::matches(plan, &state).map_err(failed)? => {
                     Pipeline::restore(plan, source, &state).map_err(failed)?
                 }
-                _ => Pipeline::new(plan, source).map_err(failed)?,
+                Some(_) => {
+                    tracing::warn!(shard = %parts.shard, pipeline = plan.name, "its meaning, or the query engine, has \
+                        changed: the windows that were open are given up, it begins with those that open now");
+                    Pipeline::new(plan, source).map_err(failed)?
+                }
+                None => Pipeline::new(plan, source).map_err(failed)?,
             };
             by_source.entry(plan.source.clone()).or_default().push(pipelines.len());
             pipelines.push(pipeline);
@@ -306,6 +324,7 @@ impl Runner {
         }
         self.gather()?;
         end.barrier = end.barrier.max(self.recovered.checkpoint_barrier);
+        self.parts.status.replayed.store(self.parts.status.records.load(Ordering::Relaxed), Ordering::Release);
         end.rows = self.parts.status.rows.load(Ordering::Relaxed) - rows_before;
         Ok(end)
     }
@@ -371,6 +390,9 @@ impl Runner {
         let batches = self.rows.finish().map_err(|e| RunnerError::Rows(e.to_string()))?;
         for (table, batch) in batches {
             self.parts.status.rows.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
+            if !storage::schema::is_system(&table) {
+                self.parts.status.records.fetch_add(batch.num_rows() as u64, Ordering::AcqRel);
+            }
             if self.position > self.recovered.checkpoint {
                 for at in self.by_source.get(&*table).into_iter().flatten() {
                     if let Some(pipeline) = self.pipelines.get_mut(*at) {

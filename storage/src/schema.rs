@@ -31,6 +31,11 @@ pub const LOSSES: &str = "_losses";
 /// The table of what came too late for a window.
 pub const LATE: &str = "_late";
 
+/// Whether a table is one of the engine's own; no stream may be named like one.
+pub fn is_system(table: &str) -> bool {
+    [DEAD_LETTERS, LOSSES, LATE].contains(&table)
+}
+
 /// `TIMESTAMP(NANOS, UTC)`.
 pub fn timestamp() -> DataType {
     DataType::Timestamp(TimeUnit::Nanosecond, Some(Arc::from("UTC")))

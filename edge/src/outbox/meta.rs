@@ -8,7 +8,7 @@ use minicbor::{Decoder, Encoder};
 
 /// Name of the object.
 pub(super) const NAME: &str = "meta";
-const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 1;
 
 /// Numbers of one epoch that will never be sent as records, `from` and `to` inclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +48,16 @@ impl Meta {
         bytes
     }
 
+    /// The version of a whole object, also of a newer one: an array that begins with it, and a checksum at the end.
+    pub(super) fn version(bytes: &[u8]) -> Option<u8> {
+        let mut d = Decoder::new(whole(bytes)?);
+        d.array().ok()?;
+        d.u8().ok()
+    }
+
     /// `None`: not whole, or of another version.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let (body, crc) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
-        if crc32fast::hash(body).to_le_bytes() != crc {
-            return None;
-        }
+        let body = whole(bytes)?;
         let mut d = Decoder::new(body);
         (|| {
             d.array()?;
@@ -76,9 +80,24 @@ impl Meta {
     }
 }
 
+/// What stands before the checksum, if that is right.
+fn whole(bytes: &[u8]) -> Option<&[u8]> {
+    let (body, crc) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
+    (crc32fast::hash(body).to_le_bytes() == crc).then_some(body)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Golden: what clients out there have on their disks.
+    #[test]
+    fn the_bytes_are_those_of_version_1() {
+        let lost = vec![Lost { epoch: Epoch(300), from: 4, to: 9, reason: LossReason::RingFull }];
+        let hex: String =
+            Meta { install: [9; 16], boots: 3, lost }.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "8401500909090909090909090909090909090903818419012c0409012500d9a6");
+    }
 
     #[test]
     fn both_ways_and_no_damage_passes() {

@@ -90,6 +90,10 @@ impl Outbox {
         names.sort_unstable();
         if names.iter().any(|name| name == meta::NAME) {
             let bytes = self.media.read(meta::NAME, 0, usize::MAX).map_err(storage("read its state"))?;
+            let version = Meta::version(&bytes).unwrap_or(0);
+            if version > meta::VERSION {
+                return Err(EdgeError::Newer { what: meta::NAME.to_owned(), found: version, known: meta::VERSION });
+            }
             if let Some(found) = Meta::decode(&bytes) {
                 self.meta = found;
                 recovery.new_install = false;
@@ -132,7 +136,13 @@ impl Outbox {
     fn recover_segment(&mut self, name: String, recovery: &mut Recovery) -> Result<(), EdgeError> {
         let bytes = self.media.read(&name, 0, usize::MAX).map_err(storage("read a segment"))?;
         // With a damaged header the records still say whether they belong to the epoch of the segment before.
-        let epoch = segment::read_header(&bytes).or_else(|| self.epochs.last().map(|held| held.epoch));
+        let epoch = match segment::read_header(&bytes) {
+            Some((found, _)) if found > segment::VERSION => {
+                return Err(EdgeError::Newer { what: name, found, known: segment::VERSION });
+            }
+            Some((_, epoch)) => Some(epoch),
+            None => self.epochs.last().map(|held| held.epoch),
+        };
         let (mut places, end) = epoch.map(|epoch| segment::scan(epoch, &bytes)).unwrap_or_default();
         let held = self.epochs.iter_mut().find(|held| Some(held.epoch) == epoch);
         // Records that were written once more after a failed sync are here already.

@@ -6,6 +6,7 @@
 //! body    seq u64 | ts i64 | schema id u32 | schema version u32 | flags u32 | fields (CBOR map)
 //! ```
 //!
+//! The digit is the version of the format; a header of any version has this shape.
 //! All integers are little-endian. The checksum covers the epoch too, so bytes of another segment never pass
 //! for records of this one. Pure; reading never fails, it finds what is whole.
 
@@ -16,7 +17,9 @@ use crate::reading::{Reading, SchemaRef};
 
 /// Size of the segment header.
 pub(super) const HEADER: usize = 20;
-const MAGIC: &[u8; 8] = b"WEIRBOX1";
+const MAGIC: &[u8; 7] = b"WEIRBOX";
+/// Stands behind [`MAGIC`], as a digit.
+pub(super) const VERSION: u8 = 1;
 /// Length and checksum before each body.
 const PREFIX: usize = 8;
 /// The fixed part of a body.
@@ -45,19 +48,21 @@ pub(super) struct Place {
 pub(super) fn header(epoch: Epoch) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER);
     bytes.extend_from_slice(MAGIC);
+    bytes.push(b'0' + VERSION);
     bytes.extend_from_slice(&epoch.0.to_le_bytes());
     let crc = crc32fast::hash(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
     bytes
 }
 
-/// The epoch that a segment's header names, if the header is whole.
-pub(super) fn read_header(bytes: &[u8]) -> Option<Epoch> {
+/// The version and epoch that a segment's header names, if the header is whole.
+pub(super) fn read_header(bytes: &[u8]) -> Option<(u8, Epoch)> {
     let (checked, crc) = bytes.get(..HEADER)?.split_at(HEADER - 4);
-    if !checked.starts_with(MAGIC) || crc32fast::hash(checked) != u32_at(crc, 0)? {
+    let version = checked.strip_prefix(MAGIC)?.first()?.checked_sub(b'0')?;
+    if version == 0 || crc32fast::hash(checked) != u32_at(crc, 0)? {
         return None;
     }
-    Some(Epoch(u64_at(checked, 8)?))
+    Some((version, Epoch(u64_at(checked, 8)?)))
 }
 
 /// Bytes that a record takes in a segment.
@@ -164,13 +169,22 @@ mod tests {
     #[test]
     fn what_is_put_is_found() {
         let bytes = segment(3);
-        assert_eq!(read_header(&bytes), Some(Epoch(7)));
+        assert_eq!(read_header(&bytes), Some((VERSION, Epoch(7))));
         let (places, end) = scan(Epoch(7), &bytes);
         assert_eq!(places.iter().map(|p| p.seq).collect::<Vec<_>>(), vec![1, 2, 3]);
         assert_eq!(end, bytes.len());
         let (stored, _) = take(Epoch(7), &bytes[places[1].offset as usize..]).unwrap();
         assert_eq!(stored, Stored { seq: 2, reading: reading(2) });
         assert!(scan(Epoch(8), &bytes).0.is_empty(), "records of another epoch must not pass");
+    }
+
+    /// Golden: what clients out there have on their disks.
+    #[test]
+    fn the_bytes_are_those_of_format_1() {
+        let hex: String = segment(1).iter().map(|byte| format!("{byte:02x}")).collect();
+        let header = "57454952424f583107000000000000004bebfaa6";
+        let record = "1f0000004a1ec7fd01000000000000000100000000000000010000000000010000000000a10101";
+        assert_eq!(hex, format!("{header}{record}"));
     }
 
     #[test]

@@ -179,6 +179,34 @@ fn a_crash_at_any_byte_keeps_what_was_durable() {
 }
 
 #[test]
+fn a_store_of_a_newer_client_is_left_as_it_is() {
+    let disk = Disk::default();
+    let (mut outbox, _) = open(&disk, small(WhenFull::DropOldest), 1);
+    fill(&mut outbox, 1..=5);
+    let segment = disk.segments()[0].clone();
+    let sealed = |mut bytes: Vec<u8>, end: usize| {
+        let crc = crc32fast::hash(&bytes[..end - 4]);
+        bytes[end - 4..end].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    };
+    let mut bytes = disk.bytes(&segment);
+    bytes[7] = b'2';
+    let newer_segment = sealed(bytes, segment::HEADER);
+    let mut bytes = disk.bytes(meta::NAME);
+    bytes[1] = 2;
+    let len = bytes.len();
+    let newer_meta = sealed(bytes, len);
+    for (name, bytes) in [(segment.as_str(), newer_segment), (meta::NAME, newer_meta)] {
+        let image = disk.image();
+        image.ram.lock().unwrap().replace(name, &bytes).unwrap();
+        let error = Outbox::open(Box::new(image.clone()), small(WhenFull::DropOldest), fresh(2)).unwrap_err();
+        assert!(matches!(&error, EdgeError::Newer { what, found: 2, known: 1 } if what == name), "{error}");
+        assert!(error.to_string().contains("run the client that wrote it"), "{error}");
+        assert_eq!(image.bytes(name), bytes, "nothing was changed");
+    }
+}
+
+#[test]
 fn damage_is_declared_lost_and_nothing_else() {
     let disk = Disk::default();
     let (mut outbox, _) = open(&disk, small(WhenFull::DropOldest), 1);

@@ -231,7 +231,11 @@ fn the_state_of_another_pipeline_is_refused() {
     assert!(matches!(pipeline.checkpoint(), Err(PipelineError::NotAtBarrier { rows: 1 })));
     pipeline.barrier(Timestamp(START)).unwrap();
     let state = pipeline.checkpoint().unwrap();
-    assert!(Pipeline::matches(&one, &state) && !Pipeline::matches(&other, &state) && !Pipeline::matches(&one, b""));
+    assert!(Pipeline::matches(&one, &state).unwrap() && !Pipeline::matches(&other, &state).unwrap());
+    // What cannot be told must not be replaced.
+    assert!(Pipeline::matches(&one, b"").is_err());
+    let newer = [&[2], &state[1..]].concat();
+    assert!(Pipeline::matches(&one, &newer).unwrap_err().to_string().contains("run the weir that wrote it"));
     let refused = Pipeline::restore(&other, schema.clone(), &state).unwrap_err();
     assert!(refused.to_string().contains("another version of this pipeline"), "{refused}");
     for end in 0..state.len() {

@@ -21,8 +21,13 @@ const SORT_ROWS: usize = 32_768;
 /// With this many devices a look-up by device is worth a bloom filter; below, the sort order finds it as well.
 const BLOOM_DEVICES: usize = 1_000;
 
+/// Version of what a file holds: its metadata, system columns and their meaning, and of the names of files. Readers
+/// that are not ours need not look at it; the engine goes by the format of the data directory.
+const FORMAT: u8 = 1;
+
 /// Keys of the metadata that each file carries.
 pub(crate) mod key {
+    pub(crate) const FORMAT: &str = "weir.format";
     pub(crate) const TABLE: &str = "weir.table";
     pub(crate) const VERSION: &str = "weir.schema_version";
     pub(crate) const SHARD: &str = "weir.shard";
@@ -101,6 +106,7 @@ pub fn encode(meta: &FileMeta, batches: &[RecordBatch]) -> Result<Bytes, WriteEr
 fn metadata(meta: &FileMeta, schema: &arrow::datatypes::Schema) -> Vec<KeyValue> {
     let entry = |key: String, value: String| KeyValue { key, value: Some(value) };
     let mut entries = vec![
+        entry(key::FORMAT.to_owned(), FORMAT.to_string()),
         entry(key::TABLE.to_owned(), meta.table.clone()),
         entry(key::VERSION.to_owned(), meta.version.clone()),
         entry(key::SHARD.to_owned(), meta.file.shard.0.to_string()),

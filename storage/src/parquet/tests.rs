@@ -216,3 +216,41 @@ fn columns_that_came_later_are_null_before() {
     assert_eq!(both.num_rows(), 5);
     assert_eq!(both.column_by_name("more").unwrap().null_count(), 2);
 }
+
+/// Golden: a file as format 1 has it. `WEIR_GOLDEN=write` writes it if it is not there.
+#[test]
+fn the_bytes_are_those_of_format_1() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/table_v1.parquet");
+    let expected: Vec<Row> = vec![
+        ("a".to_owned(), 1_795_428_000_000_000_001, 7, 1, Some(21.5)),
+        ("a".to_owned(), 1_795_428_001_000_000_000, 7, 2, None),
+        ("b".to_owned(), 1_795_428_000_500_000_000, i64::MAX, 9, Some(-0.0)),
+    ];
+    let today = encode(&meta(), &[batch(&expected)]).unwrap();
+    if std::env::var("WEIR_GOLDEN").is_ok_and(|value| value == "write") && !std::path::Path::new(path).exists() {
+        std::fs::write(path, &today).unwrap();
+    }
+    let stored = Bytes::from(std::fs::read(path).unwrap());
+    assert_eq!(rows(&read(&stored)), expected);
+    let metadata = |bytes: &Bytes| {
+        let reader = SerializedFileReader::new(bytes.clone()).unwrap();
+        let pairs = reader.metadata().file_metadata().key_value_metadata().cloned().unwrap_or_default();
+        pairs.into_iter().map(|pair| (pair.key, pair.value.unwrap_or_default())).collect::<Vec<_>>()
+    };
+    let known: Vec<(String, String)> = [
+        ("weir.format", "1"),
+        ("weir.table", "t"),
+        ("weir.schema_version", "1.2"),
+        ("weir.shard", "3"),
+        ("weir.barrier_from", "4"),
+        ("weir.barrier_to", "9"),
+        ("weir.writer", "0.1.0"),
+        ("weir.time_column", "ts"),
+        ("weir.unit.v", "Cel"),
+        ("weir.description.v", "how warm"),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .to_vec();
+    assert_eq!(metadata(&stored), known);
+    assert_eq!(today, stored, "today's file is another than format 1's: if the Parquet library changed it, keep both");
+}

@@ -205,3 +205,38 @@ async fn a_state_larger_than_the_write_buffer() {
     let found = state.load().await.unwrap().pipelines;
     assert!(found == [part("large", 0, Some(bytes(100 << 20, 3)))]);
 }
+
+/// Golden: keys and values as format 1 has them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_and_values_are_those_of_format_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::local(dir.path()).unwrap();
+    let state = StateStore::open(&store, ShardId(0)).await.unwrap();
+    let stored = Checkpoint {
+        devices: vec![(device("pump-7"), Bytes::from_static(b"snapshot"))],
+        pipelines: vec![part("climate", -1, Some(Bytes::from_static(b"state")))],
+        outbox: vec![rows(3, "climate", Bytes::from_static(b"ipc"))],
+        counters: vec![("stored".to_owned(), 258)],
+        ..checkpoint(3)
+    };
+    state.checkpoint(stored).await.unwrap();
+    state.cut_done(CutDone { barrier: Barrier(2), position: Position(200) }).await.unwrap();
+    let mut found = Vec::new();
+    let mut scan = state.db.scan(..).await.unwrap();
+    while let Some(row) = scan.next().await.unwrap() {
+        found.push(format!("{} = {}", row.key.escape_ascii(), row.value.escape_ascii()));
+    }
+    let number = |first: &str| format!("{first}{}", r"\x00".repeat(6));
+    assert_eq!(
+        found,
+        [
+            format!(r"cstored = {}", number(r"\x02\x01")),
+            "dpump-7 = snapshot".to_owned(),
+            format!(r"mcheckpoint = {}{}\xfb{}", number(r",\x01"), number(r"\x03\x00"), r"\xff".repeat(7)),
+            format!(r"mcut = {}{}", number(r"\x02\x00"), number(r"\xc8\x00")),
+            r"mformat = \x01\x00\x00\x00".to_owned(),
+            format!(r"o{}\x03{} = {}climate\x00ipc", r"\x00".repeat(7), r"\x00".repeat(4), r"\x00".repeat(4)),
+            format!(r"pclimate\x00\x7f{} = {}state", r"\xff".repeat(7), r"\x00".repeat(4)),
+        ]
+    );
+}

@@ -139,11 +139,16 @@ fn epoch(cursor: &mut Cursor<'_>) -> Result<(Epoch, EpochState, u8), Broken> {
     if flags & TALLY != 0 {
         tally = Tally {
             base: number(cursor)?,
-            early: cursor.unsigned("a count")?,
-            dead: cursor.unsigned("a count")?,
-            lost: cursor.unsigned("a count")?,
-            filtered: cursor.unsigned("a count")?,
+            early: number(cursor)?,
+            dead: number(cursor)?,
+            lost: number(cursor)?,
+            filtered: number(cursor)?,
         };
+        // Each number went one way only, and there are no more numbers than these.
+        let apart = tally.dead.checked_add(tally.lost).and_then(|sum| sum.checked_add(tally.filtered));
+        if apart.is_none_or(|apart| apart > MAX_SEQ + 1) {
+            return cursor.broken("counts of an epoch's numbers");
+        }
     }
     let mut above = Vec::new();
     let mut before = cum;

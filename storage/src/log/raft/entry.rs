@@ -129,6 +129,13 @@ impl Message for Carrier {
 mod tests {
     use super::*;
 
+    /// Golden. It has no version of its own: the record inside has one, and so has the data directory.
+    #[test]
+    fn the_bytes_stay_as_they_are() {
+        let bytes = Carrier::new(0x0102, 3, Bytes::from_static(b"abc")).write_to_bytes().unwrap();
+        assert_eq!(bytes, b"\x02\x01\0\0\0\0\0\0\x03\0\x03\0\0\0abc");
+    }
+
     #[test]
     fn reads_back_what_it_wrote_and_nothing_else() {
         let carrier = Carrier::new(1 << 40, 7, Bytes::from_static(b"a record"));
