@@ -4,7 +4,7 @@
 //! The state of a device is, in this order: with its actor if it is awake; among the *parked* snapshots (put to
 //! sleep, or rebuilt from the log at start, and not yet in a checkpoint); in the shard's state store; else new.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -297,7 +297,7 @@ impl Shard {
     /// Rebuilds the devices that changed behind the last checkpoint and parks them. For the start, before anybody
     /// is awake. Returns how many there were.
     pub async fn recover(&self) -> Result<usize, ShardError> {
-        let mut entries_of: HashMap<DeviceId, Vec<(Position, Entry)>> = HashMap::new();
+        let mut entries_of: BTreeMap<DeviceId, Vec<(Position, Entry)>> = BTreeMap::new();
         let upto = self.committer.durable();
         self.scan(Position(self.checkpoint.load(Ordering::Acquire)), upto, |position, entries| {
             for entry in entries.iter().filter(|entry| entry.device != DeviceId::nobody()) {
@@ -328,7 +328,7 @@ impl Shard {
     pub async fn snapshots(&self, barrier: Position) -> Result<Snapshots, ShardError> {
         let dirty = std::mem::take(&mut *self.dirty.lock());
         let (reply, mut answers) = tokio::sync::mpsc::channel(dirty.len().max(1));
-        let mut waiting: HashSet<DeviceId> = HashSet::with_capacity(dirty.len());
+        let mut waiting: BTreeSet<DeviceId> = BTreeSet::new();
         for handle in dirty {
             handle.dirty.store(false, Ordering::Release);
             // Who cannot be told is asleep or has failed; both are looked after below.

@@ -144,7 +144,7 @@ impl Core {
                 let old = Arc::new(old.project);
                 for (shard, state) in states.iter().enumerate() {
                     let (opener, state, old) = (opener.clone(), state.clone(), old.clone());
-                    blocking(async move || { opener.finish(ShardId(shard as u16), &state, &old).await }).await??;
+                    blocking(async move || opener.finish(ShardId(shard as u16), &state, &old).await).await??;
                 }
                 project::store(&project_file, &loaded.files)?;
             }
@@ -162,8 +162,7 @@ impl Core {
             let id = ShardId(at as u16);
             let (opener, state) = (opener.clone(), state.clone());
             let (project, catalog, counters) = (project.clone(), catalog.clone(), metrics.clone());
-            let shard =
-                blocking(async move || { opener.shard(id, &state, &project, &catalog, &counters).await }).await??;
+            let shard = blocking(async move || opener.shard(id, &state, &project, &catalog, &counters).await).await??;
             opened.push(shard.shard.clone());
             statuses.push(shard.status.clone());
             recovered.push(shard.end);

@@ -46,12 +46,8 @@ pub trait Kv: Send + Sync {
     async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StateError>;
 
     /// Up to `limit` keys of the range, ascending, with their values.
-    async fn scan(
-        &self,
-        from: Bound<Bytes>,
-        to: Bound<Bytes>,
-        limit: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, StateError>;
+    async fn scan(&self, from: Bound<Bytes>, to: Bound<Bytes>, limit: usize)
+    -> Result<Vec<(Bytes, Bytes)>, StateError>;
 
     /// Writes a batch; it is durable when this returns. [`StateError::Fenced`] once somebody else has opened the
     /// database.
