@@ -191,6 +191,11 @@ impl Shard {
         if !handle.close_if_idle() {
             return false;
         }
+        #[cfg(feature = "planted")]
+        if device::planted::is("parked-forgotten") {
+            devices.remove(handle.id());
+            return true;
+        }
         self.park_snapshot(handle.id(), Bytes::from(device.snapshot()));
         devices.remove(handle.id());
         true
@@ -230,6 +235,8 @@ impl Shard {
             // An entry of the failed actor may still be in the committer: restored without it, the device would
             // admit a repeat of it once more.
             let position = self.committer.gathering();
+            #[cfg(feature = "planted")]
+            let position = if device::planted::is("restart-without-waiting") { Position(0) } else { position };
             while !self.committer.settled(position) {
                 tokio::time::sleep(std::time::Duration::from_millis(2)).await;
             }
@@ -299,6 +306,8 @@ impl Shard {
     pub async fn recover(&self) -> Result<usize, ShardError> {
         let mut entries_of: BTreeMap<DeviceId, Vec<(Position, Entry)>> = BTreeMap::new();
         let upto = self.committer.durable();
+        #[cfg(feature = "planted")]
+        let upto = if device::planted::is("recovery-without-tail") { Position(upto.0.saturating_sub(1)) } else { upto };
         self.scan(Position(self.checkpoint.load(Ordering::Acquire)), upto, |position, entries| {
             for entry in entries.iter().filter(|entry| entry.device != DeviceId::nobody()) {
                 entries_of.entry(entry.device.clone()).or_default().push((position, entry.clone()));

@@ -99,6 +99,11 @@ pub async fn write_cut(
                 FileMeta { table: table.clone(), version: version.clone(), time_column: time_column.clone(), file };
             let bytes = elsewhere(&table, move || encode(&meta, &batches)).await?;
             let len = bytes.len();
+            #[cfg(feature = "planted")]
+            if device::planted::is("partial-file") {
+                let part = PutPayload::from(bytes.slice(..len / 2));
+                let _ = target.put(&object_store_14::path::Path::from(path.as_str()), part).await;
+            }
             target
                 .put(&object_store_14::path::Path::from(path.as_str()), PutPayload::from(bytes))
                 .await

@@ -12,6 +12,7 @@ const USAGE: &str = "usage:
   sim --seeds FROM..TO [--jobs N]      run these worlds
   sim --seed N [WORLD] [--trace]       run one world, and print what happens
   sim --seed N [WORLD] --shrink        look for the smallest world that still fails
+  sim --planted NAME|all --seeds A..B  see how many worlds it takes to find a planted fault (feature `planted`)
 WORLD: --shards N --devices N --records N --seconds N --faults a,b,c (or none)";
 
 /// Worlds tried while shrinking.
@@ -40,8 +41,12 @@ fn command(args: &[String]) -> Result<bool, String> {
     if let Some(range) = value("--seeds") {
         let (from, to) = range.split_once("..").ok_or("seeds are given as FROM..TO")?;
         let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text} is no number"));
+        let (from, to) = (number(from)?, number(to)?);
+        if let Some(name) = value("--planted") {
+            return planted(name, from, to);
+        }
         let jobs = value("--jobs").map_or(Ok(1), |text| number(text))?.clamp(1, 64);
-        return Ok(seeds(number(from)?, number(to)?, jobs));
+        return Ok(seeds(from, to, jobs));
     }
     let world: Vec<&str> =
         args.iter().map(String::as_str).filter(|arg| !["--trace", "--shrink"].contains(arg)).collect();
@@ -103,4 +108,33 @@ fn seeds(from: u64, to: u64, jobs: u64) -> bool {
         "{count} seeds, {bad} failed, {took:.1} s on {jobs} threads, {per_hour:.0} seeds per thread and hour"
     ));
     bad == 0
+}
+
+/// Looks for planted faults: each has to be found within the range.
+#[cfg(feature = "planted")]
+fn planted(name: &str, from: u64, to: u64) -> Result<bool, String> {
+    use device::planted::{ALL, select};
+    let mut all = true;
+    if name != "all" && !ALL.iter().any(|(of, _)| *of == name) {
+        return Err(format!("no fault is called {name}"));
+    }
+    for (fault, what) in ALL.into_iter().filter(|(fault, _)| name == "all" || *fault == name) {
+        select(Some(fault));
+        let found = (from..to).map(|seed| run(&Params::of(seed), false)).find(|report| !report.wrong.is_empty());
+        select(None);
+        match &found {
+            Some(report) => {
+                let wrong = report.wrong.first().map_or("", String::as_str);
+                say(&format!("{fault:24} {:>4} seeds  {what}: {wrong}", report.params.seed - from + 1));
+            }
+            None => say(&format!("{fault:24}  NOT FOUND {what}")),
+        }
+        all &= found.is_some();
+    }
+    Ok(all)
+}
+
+#[cfg(not(feature = "planted"))]
+fn planted(_: &str, _: u64, _: u64) -> Result<bool, String> {
+    Err("this build has no planted faults: build it with `--features tests/planted`".to_owned())
 }

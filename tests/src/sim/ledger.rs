@@ -61,6 +61,9 @@ impl Ledger {
             Ok(record) => record,
             Err(error) => return self.trace.wrong(format!("record {position} does not decode: {error}")),
         };
+        if self.log(shard).last().is_some_and(|last| last.time > record.time) {
+            self.trace.wrong(format!("the time of the log of shard {shard} goes back at {position}"));
+        }
         if let LogBody::Batch(entries) = &record.body {
             for entry in entries.clone() {
                 self.entry(&entry);

@@ -420,12 +420,13 @@ impl World {
                 }
                 at
             }
+            Event::Connect(at) if self.partition => {
+                let again = now + self.random.between(300, 3_000) as i64;
+                self.schedule(again, Event::Connect(at));
+                return;
+            }
             Event::Connect(at) => {
-                if live.is_none()
-                    || self.partition
-                    || self.nodes[at].session.is_some()
-                    || !self.nodes[at].machine.is_on()
-                {
+                if live.is_none() || self.nodes[at].session.is_some() || !self.nodes[at].machine.is_on() {
                     return;
                 }
                 let session = self.random.next() >> 1;
@@ -566,6 +567,7 @@ impl World {
                 device.media.set_failing(0);
             }
             self.schedule(self.now, Event::Boot(at));
+            self.schedule(self.now + 1, Event::Connect(at));
             // Late enough that windows close.
             for after in [100, 20_000, 45_000] {
                 self.schedule(self.now + after, Event::Record(at));
