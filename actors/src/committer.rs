@@ -148,6 +148,8 @@ impl Committer {
         reply: Option<(Reply, Outcome)>,
         credit: Credit,
     ) -> Position {
+        #[cfg(feature = "planted")]
+        let credit = if device::planted::is("credit-early") { Credit::free() } else { credit };
         let mut queue = self.queue.lock();
         let idle = queue.entries.is_empty() && queue.replies.is_empty();
         queue.entries.extend(entries);
@@ -292,6 +294,14 @@ impl Committer {
 
     /// Tries to append a record; it is tried again by the next step until that succeeds.
     fn append(&self, mut pending: Pending, progress: &mut Progress, work: &Work) -> Step {
+        #[cfg(feature = "planted")]
+        if let (true, Then::Batch { replies, .. }) = (device::planted::is("ack-before-durable"), &mut pending.then) {
+            replies.drain(..).for_each(|(reply, outcome)| reply.send(outcome));
+        }
+        #[cfg(feature = "planted")]
+        if device::planted::is("durable-before-append") {
+            self.durable.store(pending.position.0, Ordering::Release);
+        }
         match work.log.append(self.shard, pending.position, &pending.bytes) {
             Ok(()) => {}
             Err(error) if !error.is_retriable() => {
@@ -335,6 +345,10 @@ impl Committer {
                 add(&work.metrics.commits, 1);
                 for (reply, outcome) in replies {
                     reply.send(outcome);
+                }
+                #[cfg(feature = "planted")]
+                if device::planted::is("credit-never") {
+                    std::mem::forget(credits.clone());
                 }
                 let hold = Some(Box::new(credits) as Box<dyn std::any::Any + Send>);
                 (work.consumer)(Durable { position, record, hold })

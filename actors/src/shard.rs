@@ -4,7 +4,7 @@
 //! The state of a device is, in this order: with its actor if it is awake; among the *parked* snapshots (put to
 //! sleep, or rebuilt from the log at start, and not yet in a checkpoint); in the shard's state store; else new.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -192,6 +192,11 @@ impl Shard {
     pub(crate) fn park(&self, handle: &Arc<DeviceHandle>) -> bool {
         let mut devices = self.devices.write();
         let Some(snapshot) = handle.leave() else { return false };
+        #[cfg(feature = "planted")]
+        if device::planted::is("parked-forgotten") {
+            devices.remove(handle.id());
+            return true;
+        }
         self.park_snapshot(handle.id(), snapshot);
         devices.remove(handle.id());
         true
@@ -235,6 +240,8 @@ impl Shard {
             // An entry of the failed actor may still be in the committer: restored without it, the device would
             // admit a repeat of it once more.
             let position = self.committer.gathering();
+            #[cfg(feature = "planted")]
+            let position = if device::planted::is("restart-without-waiting") { Position(0) } else { position };
             while !self.committer.settled(position) {
                 tokio::time::sleep(std::time::Duration::from_millis(2)).await;
             }
@@ -302,8 +309,10 @@ impl Shard {
     /// Rebuilds the devices that changed behind the last checkpoint and parks them. For the start, before anybody
     /// is awake. Returns how many there were.
     pub async fn recover(&self) -> Result<usize, ShardError> {
-        let mut entries_of: HashMap<DeviceId, Vec<(Position, Entry)>> = HashMap::new();
+        let mut entries_of: BTreeMap<DeviceId, Vec<(Position, Entry)>> = BTreeMap::new();
         let upto = self.committer.durable();
+        #[cfg(feature = "planted")]
+        let upto = if device::planted::is("recovery-without-tail") { Position(upto.0.saturating_sub(1)) } else { upto };
         self.scan(Position(self.checkpoint.load(Ordering::Acquire)), upto, |position, entries| {
             for entry in entries.iter().filter(|entry| entry.device != DeviceId::nobody()) {
                 entries_of.entry(entry.device.clone()).or_default().push((position, entry.clone()));
@@ -333,7 +342,7 @@ impl Shard {
     pub async fn snapshots(&self, barrier: Position) -> Result<Snapshots, ShardError> {
         let dirty = std::mem::take(&mut *self.dirty.lock());
         let (reply, mut answers) = tokio::sync::mpsc::channel(dirty.len().max(1));
-        let mut waiting: HashSet<DeviceId> = HashSet::with_capacity(dirty.len());
+        let mut waiting: BTreeSet<DeviceId> = BTreeSet::new();
         for handle in dirty {
             handle.mark_clean();
             // Who cannot be told is asleep or has failed; both are looked after below.

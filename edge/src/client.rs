@@ -4,7 +4,6 @@
 //! what to send when (that is [`crate::agent`]) and about durability (that is [`crate::outbox`]).
 
 mod task;
-mod wire;
 
 use std::path::PathBuf;
 use std::sync::Arc;

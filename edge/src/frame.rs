@@ -32,9 +32,11 @@ impl Default for FrameConfig {
 
 /// The two clocks at the moment of sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stamp {
-    pub(crate) wall: Timestamp,
-    pub(crate) mono: u64,
+pub struct Stamp {
+    /// Wall clock of the device.
+    pub wall: Timestamp,
+    /// Its clock that nobody sets, in nanoseconds.
+    pub mono: u64,
 }
 
 /// Room for a frame's head, and what a row costs beside its fields.
@@ -43,7 +45,7 @@ const ROW: usize = 12;
 
 /// Frames for these records, which are ascending and of one epoch. A gap, another schema or a limit begins a new
 /// frame. A record that cannot be encoded is left out and its number returned.
-pub(crate) fn pack(epoch: Epoch, records: &[Stored], config: &FrameConfig, stamp: Stamp) -> (Vec<Vec<u8>>, Vec<u64>) {
+pub fn pack(epoch: Epoch, records: &[Stored], config: &FrameConfig, stamp: Stamp) -> (Vec<Vec<u8>>, Vec<u64>) {
     let (mut frames, mut bad) = (Vec::new(), Vec::new());
     let mut rest = records;
     while !rest.is_empty() {
@@ -55,7 +57,7 @@ pub(crate) fn pack(epoch: Epoch, records: &[Stored], config: &FrameConfig, stamp
 }
 
 /// A frame without records that declares losses.
-pub(crate) fn declare(epoch: Epoch, lost: &[Lost], schema: SchemaRef, stamp: Stamp) -> Option<Vec<u8>> {
+pub fn declare(epoch: Epoch, lost: &[Lost], schema: SchemaRef, stamp: Stamp) -> Option<Vec<u8>> {
     let header = FrameHeader {
         epoch: epoch.0,
         seq: lost.first()?.from,

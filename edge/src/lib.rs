@@ -4,7 +4,7 @@
 //! - [`Reading`]: one record as the application gives it.
 //! - [`outbox`]: the durable store; numbers records when they are written, forgets them when an ack covers them.
 //! - [`agent`]: the pure core that decides when to say hello, what to send and what to send again.
-//! - `frame`: stored records as telemetry frames.
+//! - [`frame`]: stored records as telemetry frames; [`wire`]: hellos and what the engine answers.
 //! - [`mqtt`]: one connection, TCP or TLS, MQTT 5.0 or 3.1.1.
 //! - [`EdgeClient`]: the four together in one task: `record`, `flush`, `stats`, `shutdown`.
 //!
@@ -14,12 +14,13 @@
 pub mod agent;
 mod client;
 mod error;
-mod frame;
+pub mod frame;
 mod latency;
 pub mod mqtt;
 pub mod outbox;
 mod ranges;
 mod reading;
+pub mod wire;
 
 pub use client::{Clock, EdgeClient, EdgeConfig, Fault, Receipt, Stats, Store};
 pub use error::EdgeError;

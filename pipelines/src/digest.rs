@@ -128,6 +128,10 @@ impl GroupsAccumulator for Percentiles {
         total_num_groups: usize,
     ) -> Result<(), DataFusionError> {
         self.grow(total_num_groups);
+        #[cfg(feature = "planted")]
+        if device::planted::is("percentile-not-merged") {
+            return Ok(());
+        }
         let [sizes, numbers @ .., lists] = values else { return Err(malformed()) };
         let sizes = sizes.as_primitive_opt::<UInt64Type>().ok_or_else(malformed)?;
         let lists = lists.as_list_opt::<i32>().ok_or_else(malformed)?;

@@ -163,7 +163,13 @@ impl Pipeline {
             Query::Rows { now, .. } => *now = state.now,
             Query::Windows { operator, marks, .. } => {
                 **marks = Watermarks::restore(state.devices, state.floor, state.now);
-                *operator.store_mut() = Store::restore(state.segments)?;
+                let segments = state.segments;
+                #[cfg(feature = "planted")]
+                let segments = match device::planted::is("segment-not-restored") {
+                    true => segments.into_iter().skip(1).collect(),
+                    false => segments,
+                };
+                *operator.store_mut() = Store::restore(segments)?;
             }
         }
         Ok(this)
@@ -230,6 +236,10 @@ impl Pipeline {
             };
             let (window_start, window_end) = (Timestamp(start), Timestamp(end));
             closed.late.push(LateRow { device, window_start, window_end, records, reason });
+        }
+        #[cfg(feature = "planted")]
+        if device::planted::is("late-dropped") {
+            closed.late.clear();
         }
         closed.late.sort_by(|a, b| {
             let key = |r: &LateRow| (r.window_start, r.records);

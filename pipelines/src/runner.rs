@@ -207,6 +207,8 @@ pub struct Recovered {
     pub checkpoint: Position,
     /// The barrier of that checkpoint.
     pub checkpoint_barrier: Barrier,
+    /// The log's time there.
+    pub checkpoint_time: Timestamp,
     /// The log up to here is in files.
     pub cut: Position,
     /// The barrier of those files.
@@ -237,9 +239,9 @@ impl Runner {
     /// Restores the pipelines of the project from the shard's state; those whose meaning has changed start anew.
     pub async fn open(parts: Parts) -> Result<Self, RunnerError> {
         let stored = parts.state.load().await?;
-        let (checkpoint, checkpoint_barrier) = stored.checkpoint.map_or_else(Default::default, |c| (c.0, c.1));
+        let (checkpoint, checkpoint_barrier, checkpoint_time) = stored.checkpoint.unwrap_or_default();
         let (cut_barrier, cut) = stored.cut.map_or_else(Default::default, |done| (done.barrier, done.position));
-        let recovered = Recovered { checkpoint, checkpoint_barrier, cut, cut_barrier };
+        let recovered = Recovered { checkpoint, checkpoint_barrier, checkpoint_time, cut, cut_barrier };
         let mut states: HashMap<String, Bytes> =
             stored.pipelines.into_iter().filter_map(|part| Some((part.pipeline, part.state?))).collect();
         let mut pipelines = Vec::new();
@@ -325,6 +327,8 @@ impl Runner {
         self.gather()?;
         end.barrier = end.barrier.max(self.recovered.checkpoint_barrier);
         self.parts.status.replayed.store(self.parts.status.records.load(Ordering::Relaxed), Ordering::Release);
+        // The records that say so may be truncated: without this the log's time could go back over a restart.
+        end.time = end.time.max(self.recovered.checkpoint_time);
         end.rows = self.parts.status.rows.load(Ordering::Relaxed) - rows_before;
         Ok(end)
     }
@@ -466,7 +470,10 @@ impl Runner {
             })
             .collect::<Result<Vec<_>, RunnerError>>()?;
         let checkpoint = Checkpoint {
+            #[cfg(not(feature = "planted"))]
             position,
+            #[cfg(feature = "planted")]
+            position: if device::planted::is("barrier-position") { position.next() } else { position },
             barrier,
             time: now,
             devices,
@@ -480,6 +487,10 @@ impl Runner {
         })
         .await?;
         self.parts.devices.persisted(position);
+        #[cfg(feature = "planted")]
+        if device::planted::is("truncate-at-checkpoint") {
+            let _ = self.parts.log.truncate(self.parts.shard, position);
+        }
         self.dropped.clear();
         self.recovered.checkpoint = position;
         self.recovered.checkpoint_barrier = barrier;
@@ -508,6 +519,13 @@ impl Runner {
             .into_iter()
             .map(|(table, batches)| output::spec_of(&self.specs, &table, &batches).rows(&table, batches))
             .collect();
+        #[cfg(feature = "planted")]
+        if device::planted::is("cut-before-files") {
+            self.until_it_works("record the cut", async |parts| {
+                parts.wait(parts.state.cut_done(CutDone { barrier, position })).await?.map_err(Failure::of_state)
+            })
+            .await?;
+        }
         let written = self
             .until_it_works("write files", async |parts| {
                 let write = storage::parquet::write_cut(&parts.store, parts.shard, from, barrier, rows.clone());

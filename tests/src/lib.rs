@@ -1,3 +1,4 @@
-//! Promises of the whole, one test file each, and what they share: the reference model.
+//! Promises of the whole, one test file each, and what they share: the reference model and the simulation.
 
 pub mod model;
+pub mod sim;

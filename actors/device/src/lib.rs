@@ -22,6 +22,8 @@ pub mod hello;
 pub mod id;
 pub mod machine;
 pub mod payload;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod schema;
 pub mod seq;
 pub mod time;

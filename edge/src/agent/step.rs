@@ -184,6 +184,10 @@ impl Agent {
                 continue;
             };
             flight.attempt += 1;
+            #[cfg(feature = "planted")]
+            if device::planted::is("resend-dropped") {
+                continue;
+            }
             for (first, last) in track.wanted(flight.first, flight.last) {
                 self.counts.sent += last - first + 1;
                 self.counts.resent += last - first + 1;

@@ -14,12 +14,13 @@ use device::topic::Leaf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::{Clock, Command, EdgeConfig, Fault, Receipt, Shared, wire};
+use super::{Clock, Command, EdgeConfig, Fault, Receipt, Shared};
 use crate::agent::{Agent, Event};
 use crate::error::EdgeError;
 use crate::mqtt::{Hail, Incoming, Link, MqttError};
 use crate::outbox::{Outbox, Pushed};
 use crate::reading::{Reading, SchemaRef};
+use crate::wire;
 
 /// Records that may wait for a store that fails before no more are taken.
 const MAX_PENDING: usize = 4096;

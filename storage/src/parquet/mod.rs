@@ -97,10 +97,13 @@ pub async fn write_cut(
             let count = batches.iter().map(RecordBatch::num_rows).sum();
             let meta =
                 FileMeta { table: table.clone(), version: version.clone(), time_column: time_column.clone(), file };
-            // Seconds of pure computing for a large partition: not on a thread that serves sockets.
-            let encoded = tokio::task::spawn_blocking(move || encode(&meta, &batches)).await;
-            let bytes = encoded.map_err(|error| WriteError::rows(&table, error))??;
+            let bytes = elsewhere(&table, move || encode(&meta, &batches)).await?;
             let len = bytes.len();
+            #[cfg(feature = "planted")]
+            if device::planted::is("partial-file") {
+                let part = PutPayload::from(bytes.slice(..len / 2));
+                let _ = target.put(&object_store_14::path::Path::from(path.as_str()), part).await;
+            }
             target
                 .put(&object_store_14::path::Path::from(path.as_str()), PutPayload::from(bytes))
                 .await
@@ -109,6 +112,18 @@ pub async fn write_cut(
         }
     }
     Ok(written)
+}
+
+/// Computes on another thread: a large partition takes seconds, and this thread may serve sockets. A runtime with a
+/// single thread has none to spare, and a simulation on it stays the same each time.
+async fn elsewhere<T: Send + 'static>(
+    table: &str,
+    compute: impl FnOnce() -> Result<T, WriteError> + Send + 'static,
+) -> Result<T, WriteError> {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::CurrentThread => compute(),
+        _ => tokio::task::spawn_blocking(compute).await.map_err(|error| WriteError::rows(table, error))?,
+    }
 }
 
 fn split_all(

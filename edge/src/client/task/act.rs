@@ -9,10 +9,10 @@ use tokio::time::Instant;
 
 use super::Task;
 use crate::agent::{Action, EpochAck, Event};
-use crate::client::wire;
 use crate::frame::{self, Stamp};
 use crate::mqtt::{Incoming, Outgoing};
 use crate::outbox::{EpochView, Lost, Outbox};
+use crate::wire;
 
 /// With more than this waiting for the socket, nothing is sent again: it would only wait behind its first copy.
 const MAX_QUEUED: usize = 256 << 10;

@@ -9,7 +9,7 @@ use crate::outbox::EpochView;
 
 /// The epochs of a hello. If there are too many, the oldest and the live one: the engine closes an open epoch
 /// that is not listed, and the newer old ones were never sent.
-pub(super) fn held(epochs: &[EpochView]) -> Vec<HeldEpoch> {
+pub fn held(epochs: &[EpochView]) -> Vec<HeldEpoch> {
     let held = |view: &EpochView| HeldEpoch {
         epoch: view.epoch,
         first_held: view.first,
@@ -26,13 +26,13 @@ pub(super) fn held(epochs: &[EpochView]) -> Vec<HeldEpoch> {
 }
 
 /// The answer to a hello; `None` if it is none, or not to this session's.
-pub(super) fn hello_ack(payload: &[u8], session: u64) -> Option<Ack> {
+pub fn hello_ack(payload: &[u8], session: u64) -> Option<Ack> {
     let answer = HelloAck::decode(payload).ok().filter(|answer| answer.session == session)?;
     Some(Ack { epochs: epochs(&answer.acks), credit: Some(u64::from(answer.credit)), nacks: 0, resend: Vec::new() })
 }
 
 /// An ack frame.
-pub(super) fn ack(payload: &[u8]) -> Option<Ack> {
+pub fn ack(payload: &[u8]) -> Option<Ack> {
     let frame = wire::Ack::decode(payload).ok()?;
     let resend = frame.resend.iter().flat_map(|resend| {
         inclusive(&resend.ranges).into_iter().map(|(from, to)| (resend.epoch.0, from, to)).collect::<Vec<_>>()
@@ -54,7 +54,7 @@ fn inclusive(ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
 }
 
 /// What the will says, and a goodbye: the device is gone. A will of an older session means nothing.
-pub(super) fn offline(session: u64) -> Vec<u8> {
+pub fn offline(session: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     // Writing to a vector cannot fail.
     let _ = (|| {
@@ -65,7 +65,7 @@ pub(super) fn offline(session: u64) -> Vec<u8> {
 }
 
 /// What a device says of itself once it is connected.
-pub(super) fn online(hello: &Hello) -> Vec<u8> {
+pub fn online(hello: &Hello) -> Vec<u8> {
     let mut bytes = Vec::new();
     let _ = (|| {
         let mut e = Encoder::new(&mut bytes);

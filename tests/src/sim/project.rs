@@ -1,0 +1,62 @@
+//! The pipeline project of all worlds: every kind of aggregate that keeps a state of its own.
+
+use std::sync::{Arc, OnceLock};
+
+use device::time::SECOND;
+use sql::{Project, SourceFile};
+
+/// What the oracle has to know of a windowed pipeline.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Windowed {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// Length of its windows.
+    pub(super) size: i64,
+    /// How long after a window its rows may come.
+    pub(super) lateness: i64,
+    /// Whether rows without a temperature are left out.
+    pub(super) measured: bool,
+}
+
+/// The windowed pipelines.
+pub(super) const WINDOWED: [Windowed; 2] = [
+    Windowed { name: "short", size: 7 * SECOND, lateness: 3 * SECOND, measured: false },
+    Windowed { name: "long", size: 30 * SECOND, lateness: 0, measured: true },
+];
+
+/// The pipeline without windows: rows of `telemetry` above this temperature.
+pub(super) const HOT: f64 = 60.0;
+
+const AGGREGATES: &str = "count(*) AS c, sum(n) AS s, avg(temperature) AS a, min(temperature) AS low, \
+    max(temperature) AS high, stddev(temperature) AS deviation, approx_percentile_cont(temperature, 0.5) AS middle, \
+    count(DISTINCT status) AS d";
+
+fn text() -> String {
+    let windowed = WINDOWED.iter().map(|w| {
+        let (name, size, lateness) = (w.name, w.size / SECOND, w.lateness / SECOND);
+        let filter = if w.measured { "WHERE temperature IS NOT NULL" } else { "" };
+        format!(
+            "CREATE PIPELINE {name} WITH (lateness = INTERVAL '{lateness} seconds') AS \
+             SELECT device, tumble(ts, INTERVAL '{size} seconds') AS window_start, {AGGREGATES} \
+             FROM telemetry {filter} GROUP BY device, window_start;\n"
+        )
+    });
+    let stream = "CREATE STREAM telemetry (temperature DOUBLE OPTIONS (id = 1), n BIGINT OPTIONS (id = 2), \
+                  status TEXT OPTIONS (id = 3)) WITH (version = '1.0', schema = 1, partition = 'hour');\n";
+    let hot =
+        format!("CREATE PIPELINE hot AS SELECT device, ts, n, temperature FROM telemetry WHERE temperature > {HOT};\n");
+    format!("{stream}{}{hot}", windowed.collect::<String>())
+}
+
+/// The project, checked and planned once.
+pub(super) fn project() -> Arc<Project> {
+    static PROJECT: OnceLock<Arc<Project>> = OnceLock::new();
+    let checked = PROJECT.get_or_init(|| {
+        let files = [SourceFile { name: "sim.sql".to_owned(), text: text() }];
+        match sql::check(&files) {
+            Ok(project) => Arc::new(project),
+            Err(diagnostics) => panic!("{}", sql::render_all(&diagnostics, &files)),
+        }
+    });
+    checked.clone()
+}
