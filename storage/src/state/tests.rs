@@ -221,11 +221,9 @@ async fn keys_and_values_are_those_of_format_1() {
     };
     state.checkpoint(stored).await.unwrap();
     state.cut_done(CutDone { barrier: Barrier(2), position: Position(200) }).await.unwrap();
-    let mut found = Vec::new();
-    let mut scan = state.db.scan(..).await.unwrap();
-    while let Some(row) = scan.next().await.unwrap() {
-        found.push(format!("{} = {}", row.key.escape_ascii(), row.value.escape_ascii()));
-    }
+    let all = state.db.scan(Bound::Included(Bytes::new()), Bound::Unbounded, 100).await.unwrap();
+    let text = |(key, value): &(Bytes, Bytes)| format!("{} = {}", key.escape_ascii(), value.escape_ascii());
+    let found: Vec<String> = all.iter().map(text).collect();
     let number = |first: &str| format!("{first}{}", r"\x00".repeat(6));
     assert_eq!(
         found,
