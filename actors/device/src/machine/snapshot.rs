@@ -157,7 +157,7 @@ fn epoch(cursor: &mut Cursor<'_>) -> Result<(Epoch, EpochState, u8), Broken> {
         let from = before.checked_add(skip);
         let range = from.and_then(|from| Some((from, from.checked_add(len)?)));
         match range {
-            Some((from, to)) if to - cum <= WINDOW => {
+            Some((from, to)) if to <= MAX_SEQ && to - cum <= WINDOW => {
                 above.push((from, to));
                 before = to;
             }
