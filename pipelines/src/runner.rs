@@ -1,7 +1,7 @@
 //! The consumer of a shard's log: feeds durable rows to tables and pipelines, checkpoints at barriers, cuts files.
 //!
-//! It has a thread of its own ([`Runner::run`]; a simulation calls [`Runner::take`] instead), takes records in log order, and treats a record from replay as it treats one
-//! that has just been committed. Its order at a barrier is what exactly-once rests on:
+//! It has a thread of its own ([`Runner::run`]; a simulation calls [`Runner::take`] instead), takes records in log
+//! order, and treats a record from replay as it treats one that has just been committed. Its order at a barrier is what exactly-once rests on:
 //!
 //! 1. pipelines see everything up to the barrier and give the rows of windows that close there;
 //! 2. one atomic write makes durable, together: the state of the pipelines, those rows (the outbox), the devices,
@@ -12,9 +12,11 @@
 //!
 //! A crash between any two steps repeats the later ones with the same rows under the same names.
 
+mod status;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -34,9 +36,9 @@ use storage::state::{Checkpoint, CutDone, Outbox, PipelinePart, StateError, Stat
 use storage::store::Store;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 
-use crate::live::LiveTables;
+pub use status::Status;
+
 use crate::output::{self, TableSpec};
 use crate::{Pipeline, PipelineError};
 
@@ -136,67 +138,6 @@ impl Parts {
                 tracing::error!(shard = %self.shard, "the store has not answered for {STALL:?}; waiting until it does");
             }
         }
-    }
-}
-
-/// What others see of a runner while it works.
-#[derive(Debug)]
-pub struct Status {
-    /// Rows that are in no file yet.
-    pub live: LiveTables,
-    /// The last barrier whose files are visible.
-    pub cut: watch::Sender<Barrier>,
-    /// Position up to which everything is in tables or windows, and queries see it.
-    pub position: AtomicU64,
-    /// False while the store refuses writes.
-    pub healthy: AtomicBool,
-    /// Rows made, over all tables.
-    pub rows: AtomicU64,
-    /// Rows made of records, in the tables of streams.
-    pub records: AtomicU64,
-    /// How many of them were made anew from the log when the shard was opened.
-    pub replayed: AtomicU64,
-    /// Records that came too late for a window.
-    pub late: AtomicU64,
-    /// Files written.
-    pub files: AtomicU64,
-    /// Bytes of files written.
-    pub file_bytes: AtomicU64,
-    /// Checkpoints written.
-    pub checkpoints: AtomicU64,
-    /// Writes to the store that failed and were tried again.
-    pub store_failures: AtomicU64,
-    /// Groups in open windows, over all pipelines, at the last barrier.
-    pub open_groups: AtomicU64,
-    /// Set to make the runner end even while the store is away.
-    pub stop: AtomicBool,
-}
-
-impl Default for Status {
-    fn default() -> Self {
-        Self {
-            live: LiveTables::default(),
-            cut: watch::Sender::new(Barrier(0)),
-            position: AtomicU64::new(0),
-            healthy: AtomicBool::new(true),
-            rows: AtomicU64::new(0),
-            records: AtomicU64::new(0),
-            replayed: AtomicU64::new(0),
-            late: AtomicU64::new(0),
-            files: AtomicU64::new(0),
-            file_bytes: AtomicU64::new(0),
-            checkpoints: AtomicU64::new(0),
-            store_failures: AtomicU64::new(0),
-            open_groups: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
-        }
-    }
-}
-
-impl Status {
-    /// Rows made of records that were committed since the shard was opened.
-    pub fn records(&self) -> u64 {
-        self.records.load(Ordering::Acquire).saturating_sub(self.replayed.load(Ordering::Acquire))
     }
 }
 

@@ -1,0 +1,69 @@
+//! What others see of a runner while it works: queries, `/readyz`, metrics.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use device::seq::Barrier;
+use tokio::sync::watch;
+
+use crate::live::LiveTables;
+
+/// What others see of a runner while it works.
+#[derive(Debug)]
+pub struct Status {
+    /// Rows that are in no file yet.
+    pub live: LiveTables,
+    /// The last barrier whose files are visible.
+    pub cut: watch::Sender<Barrier>,
+    /// Position up to which everything is in tables or windows, and queries see it.
+    pub position: AtomicU64,
+    /// False while the store refuses writes.
+    pub healthy: AtomicBool,
+    /// Rows made, over all tables.
+    pub rows: AtomicU64,
+    /// Rows made of records, in the tables of streams.
+    pub records: AtomicU64,
+    /// How many of them were made anew from the log when the shard was opened.
+    pub replayed: AtomicU64,
+    /// Records that came too late for a window.
+    pub late: AtomicU64,
+    /// Files written.
+    pub files: AtomicU64,
+    /// Bytes of files written.
+    pub file_bytes: AtomicU64,
+    /// Checkpoints written.
+    pub checkpoints: AtomicU64,
+    /// Writes to the store that failed and were tried again.
+    pub store_failures: AtomicU64,
+    /// Groups in open windows, over all pipelines, at the last barrier.
+    pub open_groups: AtomicU64,
+    /// Set to make the runner end even while the store is away.
+    pub stop: AtomicBool,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            live: LiveTables::default(),
+            cut: watch::Sender::new(Barrier(0)),
+            position: AtomicU64::new(0),
+            healthy: AtomicBool::new(true),
+            rows: AtomicU64::new(0),
+            records: AtomicU64::new(0),
+            replayed: AtomicU64::new(0),
+            late: AtomicU64::new(0),
+            files: AtomicU64::new(0),
+            file_bytes: AtomicU64::new(0),
+            checkpoints: AtomicU64::new(0),
+            store_failures: AtomicU64::new(0),
+            open_groups: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Status {
+    /// Rows made of records that were committed since the shard was opened.
+    pub fn records(&self) -> u64 {
+        self.records.load(Ordering::Acquire).saturating_sub(self.replayed.load(Ordering::Acquire))
+    }
+}
