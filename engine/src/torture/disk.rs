@@ -27,7 +27,7 @@ impl Disk {
             return Ok(Self { root: root.to_owned() });
         }
         let said = String::from_utf8_lossy(&done.stderr);
-        Err(format!("a tmpfs cannot be mounted (it takes root): {}", said.trim()))
+        Err(format!("a tmpfs cannot be mounted (it takes root): {}", said.lines().next().unwrap_or("no reason given")))
     }
 
     fn ballast(&self) -> PathBuf {
