@@ -1,3 +1,5 @@
-//! Promises of the whole, one test file each, and what they share: the reference model.
+//! Promises of the whole, one test file each, and what they share: the reference model, the bodies of the fuzz
+//! targets.
 
+pub mod fuzz;
 pub mod model;
