@@ -286,7 +286,10 @@ fn shard_count(path: &Path, wanted: u16) -> Result<u16, CoreError> {
         Ok(bytes) => {
             let node: NodeFile = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
             if node.format > FORMAT {
-                let message = format!("data format {} is newer than this program, which knows {FORMAT}", node.format);
+                let found = node.format;
+                let message = format!(
+                    "data format {found} is newer than this weir, which knows {FORMAT}: run the weir that wrote it, or a newer one"
+                );
                 return Err(failed(message));
             }
             if node.shards != wanted {
@@ -300,8 +303,11 @@ fn shard_count(path: &Path, wanted: u16) -> Result<u16, CoreError> {
                 if let Some(dir) = path.parent() {
                     std::fs::create_dir_all(dir)?;
                 }
-                std::fs::write(path, serde_json::to_vec_pretty(&node)?)?;
-                std::fs::File::open(path)?.sync_all()
+                // In one step: half a file would keep the engine from ever starting again.
+                let fresh = path.with_extension("new");
+                std::fs::write(&fresh, serde_json::to_vec_pretty(&node)?)?;
+                std::fs::File::open(&fresh)?.sync_all()?;
+                std::fs::rename(&fresh, path)
             };
             write().map_err(|e| failed(e.to_string()))?;
             Ok(wanted)
@@ -388,11 +394,16 @@ impl Opener<'_> {
     }
 }
 
-/// Runs `act` on a thread of its own: consumers wait for the runtime, which a runtime thread must not do.
+/// Runs `act` on a thread of its own: consumers wait for the runtime, which a runtime thread must not do, and
+/// plan pipelines, which needs a large stack.
 async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, CoreError> {
-    tokio::task::spawn_blocking(act)
-        .await
-        .map_err(|e| CoreError::Other(format!("recovery ended without an answer: {e}")))
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("recover".to_owned())
+        .stack_size(crate::query::STACK)
+        .spawn(move || drop(sender.send(act())))
+        .map_err(|e| CoreError::Other(format!("cannot start a thread: {e}")))?;
+    receiver.await.map_err(|_| CoreError::Other("recovery ended without an answer".to_owned()))
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -435,7 +446,8 @@ fn spawn(
         {
             let fatal = fatal.clone();
             let status = status.clone();
-            std::thread::Builder::new().name(format!("tables-{id}")).spawn(move || {
+            let tables = std::thread::Builder::new().name(format!("tables-{id}")).stack_size(crate::query::STACK);
+            tables.spawn(move || {
                 if let Err(source) = runner.run(&receiver) {
                     status.healthy.store(false, Ordering::Relaxed);
                     let _ = fatal.try_send(CoreError::Runner { shard: id, source });
