@@ -24,7 +24,7 @@ use crate::metrics::add;
 use crate::shard::Shard;
 
 /// Messages taken from the inbox before other actors get their turn.
-const TURN: usize = 128;
+pub const TURN: usize = 128;
 
 /// Where the snapshots of a checkpoint are gathered. Dropping it unanswered counts as "no answer".
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 //! - [`core`]: the data plane (log, state, devices, pipelines, tables) without listeners.
 //! - [`engine`]: the data plane with listeners in front of it.
 //! - [`gateway`]: MQTT. [`bus`]: live messages, the only file that knows rumqttd.
+//! - [`ledger`]: counters that add up.
 //! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
 //! - [`project`]: the pipeline project in the data directory. [`ca`]: TLS certificates.
 //! - [`simulate`]: a fleet of real edge agents.
@@ -20,6 +21,7 @@ pub mod core;
 pub mod engine;
 pub mod gateway;
 pub mod http;
+pub mod ledger;
 pub mod limits;
 pub mod project;
 pub mod query;
