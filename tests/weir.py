@@ -114,7 +114,10 @@ class Engine:
         self.log.close()
 
     def stop(self, timeout=60):
-        """SIGTERM; returns the exit status. A process that does not end is killed and reported."""
+        """SIGTERM; returns the exit status. A process that does not end is killed and reported. Before that an engine
+        that serves has to have counters that add up."""
+        if self.ready():
+            self.adds_up()
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(timeout)
@@ -171,6 +174,31 @@ class Engine:
                 except ValueError:
                     pass
         return out
+
+
+    def adds_up(self, patience=30):
+        """Checks that the counters add up: waits until nothing is on its way and the engine has compared them a few
+        times since; then none of its comparisons may have failed, and the sums must be equal."""
+        until = time.monotonic() + patience
+        quiet = None
+        while True:
+            check(time.monotonic() < until, f"the engine is not quiet after {patience} s: {self.metrics()}")
+            now = self.metrics()
+            compared = now.get("weir_counter_comparisons_total")
+            check(compared is not None, f"no counters from the engine:\n{self.log_tail()}")
+            if now["weir_in_flight_bytes"] > 0:
+                quiet = None
+            elif quiet is None:
+                quiet = compared
+            elif compared >= quiet + 4:
+                break
+            time.sleep(0.2)
+        wrong = {name: n for name, n in now.items() if name.startswith("weir_counter_mismatch_total") and n > 0}
+        check(not wrong, f"counters do not add up: {wrong} {now}")
+        parts = ("stored", "duplicate", "nacked", "dead_lettered")
+        decided = sum(now[f"weir_records_{part}_total"] for part in parts)
+        check(now["weir_records_received_total"] == decided, f"received is not what was decided: {now}")
+        return now
 
 
 def files(data, table):

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Counters since the process started, over all shards.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// Messages handed to device actors.
+    /// Messages put into the inboxes of devices.
+    pub handed: AtomicU64,
+    /// Messages that device actors have looked at, and those that named no valid device.
     pub messages: AtomicU64,
     /// Records in them, as far as they could be read; an unreadable payload counts as one.
     pub received: AtomicU64,
@@ -50,6 +52,7 @@ impl Metrics {
     pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         vec![
+            ("messages_handed", get(&self.handed)),
             ("messages", get(&self.messages)),
             ("records_received", get(&self.received)),
             ("records_stored", get(&self.stored)),

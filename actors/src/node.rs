@@ -143,7 +143,9 @@ impl Ingress for Node {
     }
 
     fn push(&self, door: &Door, inbound: Inbound) -> Result<(), Inbound> {
-        door.handle.push(inbound)
+        door.handle.push(inbound)?;
+        add(&self.metrics.handed, 1);
+        Ok(())
     }
 
     fn stray(&self, stray: Stray) {

@@ -26,6 +26,12 @@ pub enum CaError {
         /// Why.
         message: String,
     },
+    /// A certificate chain is none.
+    #[error("the certificate: {0}")]
+    Cert(String),
+    /// A private key is none.
+    #[error("the private key: {0}")]
+    Key(String),
     /// A certificate cannot be made.
     #[error("cannot make the development certificate: {0}")]
     Make(#[from] rcgen::Error),
@@ -82,16 +88,27 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     file.sync_all()
 }
 
-/// TLS 1.3 only, without session resumption: a resumed session would not pass the client verifier again.
+/// The configuration of [`config`] from files.
 pub fn server_config(files: &Files) -> Result<Arc<ServerConfig>, CaError> {
-    let bad = |path: &Path, message: String| CaError::File { path: path.to_owned(), message };
-    let chain = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| bad(&files.cert, e.to_string()))?;
+    let read =
+        |path: &Path| std::fs::read(path).map_err(|e| CaError::File { path: path.to_owned(), message: e.to_string() });
+    config(&read(&files.cert)?, &read(&files.key)?).map_err(|error| match error {
+        CaError::Cert(message) => CaError::File { path: files.cert.clone(), message },
+        CaError::Key(message) => CaError::File { path: files.key.clone(), message },
+        other => other,
+    })
+}
+
+/// TLS 1.3 only, without session resumption: a resumed session would not pass the client verifier again. `cert` is
+/// the chain, leaf first, `key` its private key, both PEM.
+pub fn config(cert: &[u8], key: &[u8]) -> Result<Arc<ServerConfig>, CaError> {
+    let chain = CertificateDer::pem_slice_iter(cert)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| CaError::Cert(e.to_string()))?;
     if chain.is_empty() {
-        return Err(bad(&files.cert, "holds no certificate in PEM form".to_owned()));
+        return Err(CaError::Cert("holds no certificate in PEM form".to_owned()));
     }
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| bad(&files.key, e.to_string()))?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| CaError::Key(e.to_string()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?

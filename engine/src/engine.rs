@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::core::{Core, CoreError};
 use crate::gateway::{Gateway, GatewayConfig, Hub, Limits};
 use crate::http::{self, Api};
+use crate::ledger::{self, Books};
 use crate::project::Loaded;
 use crate::query::{self, Bounds};
 
@@ -23,6 +24,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct Engine {
     core: Arc<Core>,
     gateway: Gateway,
+    books: Arc<Books>,
     listeners: Vec<(&'static str, SocketAddr)>,
     http: Option<JoinHandle<std::io::Result<()>>>,
     stop: CancellationToken,
@@ -62,6 +64,8 @@ impl Engine {
         let gateway = Gateway::start(listeners, hub, core.node.clone(), clock, Arc::new(rand::random::<u64>))
             .map_err(|e| CoreError::Other(e.to_string()))?;
         let stop = CancellationToken::new();
+        let books = Arc::new(Books::new(core.clone(), gateway.metrics()));
+        tokio::spawn(compare(books.clone(), stop.clone()));
         let mut listeners: Vec<(&'static str, SocketAddr)> = Vec::new();
         listeners.extend(gateway.plain_address().map(|address| ("mqtt", address)));
         listeners.extend(gateway.tls_address().map(|address| ("mqtts", address)));
@@ -74,12 +78,13 @@ impl Engine {
                     runtime: query::runtime(config.limits.query_memory).map_err(|e| CoreError::Other(e.to_string()))?,
                     bounds: Bounds { rows: config.limits.query_rows, time: config.limits.query_time },
                     gateway: gateway.metrics(),
+                    books: books.clone(),
                 };
                 Some(tokio::spawn(http::serve(listener, api, stop.clone())))
             }
             None => None,
         };
-        Ok(Self { core, gateway, listeners, http, stop })
+        Ok(Self { core, gateway, books, listeners, http, stop })
     }
 
     /// Name and address of each listener.
@@ -90,6 +95,11 @@ impl Engine {
     /// The data plane.
     pub fn core(&self) -> &Arc<Core> {
         &self.core
+    }
+
+    /// Whether its counters add up.
+    pub fn books(&self) -> &Arc<Books> {
+        &self.books
     }
 
     /// Waits for a failure that ends the process.
@@ -110,6 +120,7 @@ impl Engine {
                 tracing::warn!("HTTP requests were cut off");
             }
         }
+        drop(self.books);
         // Tasks that are just ending may still hold the data plane for a moment.
         let mut core = self.core;
         for _ in 0..200 {
@@ -121,4 +132,15 @@ impl Engine {
         }
         Err(CoreError::Other("requests still run after the listeners have stopped; ended without a checkpoint".into()))
     }
+}
+
+/// Looks at the counters until the engine stops.
+async fn compare(books: Arc<Books>, stop: CancellationToken) {
+    let looking = async {
+        loop {
+            tokio::time::sleep(ledger::EVERY).await;
+            books.compare();
+        }
+    };
+    let _ = stop.run_until_cancelled(looking).await;
 }

@@ -7,6 +7,7 @@
 //!   it is recovered.
 //! - [`engine`]: the data plane with listeners in front of it.
 //! - [`gateway`]: MQTT. [`bus`]: live messages, the only file that knows rumqttd.
+//! - [`ledger`]: counters that add up.
 //! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
 //! - [`project`]: the pipeline project in the data directory. [`ca`]: TLS certificates.
 //! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
@@ -21,6 +22,7 @@ pub mod core;
 pub mod engine;
 pub mod gateway;
 pub mod http;
+pub mod ledger;
 pub mod limits;
 pub mod opener;
 pub mod project;

@@ -115,8 +115,30 @@ pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<Sessio
     Ok(context)
 }
 
-/// Runs one read-only statement.
+/// Stack for planning and running a query: DataFusion walks expressions by recursion, and the longest that
+/// [`sql::too_long`] lets pass needs far more than the two megabytes that threads have by default.
+pub const STACK: usize = 64 << 20;
+
+/// Runs one read-only statement, on a thread of its own: planning may take long without ever waiting, and it
+/// needs a large stack.
 pub async fn run(context: &SessionContext, sql: &str, bounds: Bounds) -> Result<Table, QueryError> {
+    if let Some(text) = sql::too_long(sql) {
+        return Err(QueryError::Query(text));
+    }
+    let (context, sql, runtime) = (context.clone(), sql.to_owned(), tokio::runtime::Handle::current());
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("query".to_owned())
+        .stack_size(STACK)
+        .spawn(move || drop(sender.send(runtime.block_on(run_here(&context, &sql, bounds)))))
+        .map_err(|e| QueryError::Query(format!("no thread for the query: {e}; try again later")))?;
+    match receiver.await {
+        Ok(result) => result,
+        Err(_) => Err(QueryError::Query("the query failed inside the query engine; rewrite it".to_owned())),
+    }
+}
+
+async fn run_here(context: &SessionContext, sql: &str, bounds: Bounds) -> Result<Table, QueryError> {
     let work = async {
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let frame = context.sql_with_options(sql, options).await?;
@@ -195,6 +217,12 @@ pub fn write(table: &Table, format: Format, out: &mut (impl Write + Send)) -> Re
             writeln!(out, "{text}").map_err(io)
         }
         Format::Csv => {
+            if let Some(field) = table.schema.fields().iter().find(|field| field.data_type().is_nested()) {
+                let name = field.name();
+                return Err(QueryError::Query(format!(
+                    "CSV cannot hold the lists of column {name}: leave it away, or take the result as JSON or Parquet"
+                )));
+            }
             let mut writer = arrow::csv::WriterBuilder::new().with_header(true).build(&mut *out);
             if table.batches.is_empty() {
                 writer.write(&RecordBatch::new_empty(table.schema.clone()))?;

@@ -9,11 +9,13 @@
 //! * `stream` turns a declaration into columns; `pipeline` turns a query into a plan, through `shape` (what a
 //!   query over an endless stream may not do), `name` (columns and functions that exist), `window` (which part of
 //!   `GROUP BY` is the window), `plan` (DataFusion) and `output` (what the table will hold).
+//! * `bounds` says how long a query may be.
 //! * `check` brings the statements of all files together into a [`Project`], or all their [`Diagnostic`]s.
 //! * `session` is the DataFusion configuration that checking and running share.
 //!
 //! There is no clock, no network and no data here; only [`load`] touches the disk.
 
+mod bounds;
 mod check;
 mod complaint;
 mod cursor;
@@ -38,6 +40,7 @@ mod stream;
 mod tests;
 mod window;
 
+pub use bounds::too_long;
 pub use check::check;
 pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
 pub use project::{DEFAULT_LATENESS_NS, Granularity, Kind, PipelinePlan, Project, StreamDecl, Window};

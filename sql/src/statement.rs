@@ -12,10 +12,7 @@ use crate::cursor::Cursor;
 use crate::diagnostic::{Diagnostic, Position, Span, code};
 use crate::option::Setting;
 use crate::source::SourceFile;
-use crate::{cursor, name};
-
-/// Expressions are trees that are walked recursively: more operators in a row than this could end the stack.
-const MAX_OPERATORS: usize = 250;
+use crate::{bounds, cursor, name};
 
 /// One statement of a file.
 pub(crate) struct Statement {
@@ -266,35 +263,8 @@ fn pipeline(c: &mut Cursor<'_>) -> cursor::Read<PipelineHead> {
 
 /// Refuses what would end the stack of whoever walks the expressions.
 fn too_long(file: &str, tokens: &[TokenWithSpan]) -> Option<Diagnostic> {
-    let mut counts = vec![0_usize];
-    for token in tokens {
-        let depth = counts.len();
-        let here = counts.last_mut()?;
-        match &token.token {
-            Token::LParen => {
-                counts.push(0);
-                continue;
-            }
-            Token::RParen if depth > 1 => {
-                counts.pop();
-                continue;
-            }
-            Token::Comma => *here = 0,
-            Token::Word(w) if w.quote_style.is_none() => match w.value.to_ascii_uppercase().as_str() {
-                "AND" | "OR" | "NOT" | "IS" | "LIKE" | "BETWEEN" | "IN" => *here += 1,
-                "SELECT" | "FROM" | "WHERE" | "GROUP" | "HAVING" | "WHEN" | "THEN" | "ELSE" => *here = 0,
-                _ => {}
-            },
-            Token::Number(..) | Token::SingleQuotedString(_) | Token::Period => {}
-            _ => *here += 1,
-        }
-        if *here > MAX_OPERATORS {
-            let message = format!("an expression of more than {MAX_OPERATORS} operators in a row");
-            let diagnostic = Diagnostic::error(code::TOO_LARGE, file, token.span.into(), message);
-            return Some(diagnostic.help("use IN (..) for a list of values, or put parts of it in parentheses"));
-        }
-    }
-    None
+    let found = bounds::look(tokens)?;
+    Some(Diagnostic::error(code::TOO_LARGE, file, found.token.span.into(), found.message).help(found.help))
 }
 
 fn cannot_cut(file: &str, text: &str, error: &sp::TokenizerError) -> Diagnostic {

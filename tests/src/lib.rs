@@ -1,4 +1,6 @@
-//! Promises of the whole, one test file each, and what they share: the reference model and the simulation.
+//! Promises of the whole, one test file each, and what they share: the reference model, the simulation, the bodies of
+//! the fuzz targets.
 
+pub mod fuzz;
 pub mod model;
 pub mod sim;

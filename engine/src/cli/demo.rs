@@ -119,9 +119,13 @@ async fn demo(args: &Args, data: PathBuf) -> Result<(), Exit> {
     ));
     text.push_str(&tables(&engine).await?);
     print(&text)?;
+    let mismatches = engine.books().close(Duration::from_secs(10)).await;
     engine.shutdown(true).await.map_err(Exit::failed)?;
     if lost > 0 || double > 0 || report.unacknowledged > 0 {
         return Err(Exit::Failed("records were lost, double or not acknowledged".to_owned()));
+    }
+    if !mismatches.is_empty() {
+        return Err(Exit::Failed(format!("counters do not add up: {mismatches:?}")));
     }
     Ok(())
 }

@@ -120,6 +120,8 @@ fn runtime(work: impl Future<Output = Result<(), Exit>>) -> Result<(), Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("weir")
+        // The query engine spawns tasks of its own, which evaluate expressions by recursion.
+        .thread_stack_size(16 << 20)
         .build()
         .map_err(|e| Exit::Failed(format!("cannot start the runtime: {e}")))?;
     let result = runtime.block_on(work);

@@ -113,21 +113,23 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             properties: if keeps { publish::forwarded(publish.properties) } else { Bytes::new() },
         };
 
-        if let Some(count) = self.counts.received.get_mut(usize::from(head.qos)) {
-            *count += 1;
-        }
-        let mut ticket = None;
+        let (mut ticket, mut repeated) = (None, false);
         if head.qos > 0 {
             let v5 = self.client.version == Version::V5;
             let limit = v5.then_some(usize::from(self.shared.hub.limits.receive_maximum));
             match self.core.incoming.publish(head.qos, head.packet_id, limit)? {
                 Arrival::New(new) => ticket = Some(new),
-                Arrival::Repeat => {
-                    up(&self.shared.hub.metrics.repeated);
-                    self.buf.advance(frame.len);
-                    return Ok(());
-                }
+                Arrival::Repeat => repeated = true,
             }
+        }
+        // Here it is taken: what is counted as received is counted once more where it goes.
+        if let Some(count) = self.counts.received.get_mut(usize::from(head.qos)) {
+            *count += 1;
+        }
+        if repeated {
+            up(&self.shared.hub.metrics.repeated);
+            self.buf.advance(frame.len);
+            return Ok(());
         }
         let mut payload = self.buf.split_to(frame.len).freeze();
         payload.advance(head.payload);
@@ -140,6 +142,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         let reply = || ticket.map(|ticket| Reply { sink: self.session.sink.clone(), ticket });
         match &route.target {
             Target::Device(channel, _) => {
+                up(&self.shared.hub.metrics.to_device);
                 self.credited = self.credited.saturating_sub(len);
                 let Some(credit) = self.credit.clone() else { return };
                 let inbound = Inbound {
@@ -156,6 +159,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                 self.publish_live(at, Head { retain: false, ..head }, payload);
             }
             Target::Stray { sender, reason, text } => {
+                up(&self.shared.hub.metrics.to_nobody);
                 self.credited = self.credited.saturating_sub(len);
                 let Some(credit) = self.credit.clone() else { return };
                 self.shared.ingress.stray(Stray {
@@ -170,6 +174,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                 });
             }
             Target::Live => {
+                up(&self.shared.hub.metrics.to_live);
                 let verdict = if self.publish_live(at, head, payload) {
                     Verdict::success()
                 } else {

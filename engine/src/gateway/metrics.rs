@@ -47,7 +47,12 @@ counters! {
     received_2 => "weir_mqtt_publish_received_total", "qos=\"2\"";
     repeated => "weir_mqtt_publish_repeated_total", "";
     acknowledged => "weir_mqtt_publish_acknowledged_total", "";
+    to_device => "weir_mqtt_publish_routed_total", "to=\"device\"";
+    to_nobody => "weir_mqtt_publish_routed_total", "to=\"nobody\"";
+    to_live => "weir_mqtt_publish_routed_total", "to=\"live\"";
     denied => "weir_mqtt_publish_denied_total", "";
+    wills => "weir_mqtt_wills_total", "";
+    wills_denied => "weir_mqtt_wills_denied_total", "";
     lost_outcomes => "weir_mqtt_lost_outcomes_total", "";
     delivered => "weir_mqtt_delivered_total", "";
     dropped_full => "weir_mqtt_dropped_total", "reason=\"full\"";
@@ -89,6 +94,13 @@ impl GatewayMetrics {
         {
             counter.fetch_add(1, Relaxed);
         }
+    }
+
+    /// PUBLISH packets received, and what became of them: for a device, for none, live, denied, or a repetition.
+    pub(crate) fn flow(&self) -> (u64, u64) {
+        let sum = |counters: &[&AtomicU64]| counters.iter().map(|counter| counter.load(Relaxed)).sum();
+        let routed = sum(&[&self.to_device, &self.to_nobody, &self.to_live, &self.denied, &self.repeated]);
+        (sum(&[&self.received_0, &self.received_1, &self.received_2]), routed)
     }
 
     pub(crate) fn dropped(&self, why: Dropped, count: usize) {

@@ -6,7 +6,7 @@
 //! - `frame`, `publish`, `control`, `reply`, `fault`, `topic`: the protocol on the wire.
 //! - `incoming`, `outgoing`, `session`: what is in flight in each direction, and who owns it. Pure state machines.
 //! - `hub`, `fanout`, `trie`, `retained`, `message`: who wants what, and how it gets there.
-//! - `route`: where a topic leads. `limits`, `metrics`.
+//! - `route`: where a topic leads. `limits`, `metrics`. `probe`: a way in without a socket, for tests.
 //!
 //! Messages on `devices/{id}/telemetry` and `devices/{id}/hello` go through the [`Ingress`] to the device, and
 //! are acknowledged (PUBACK, PUBREC) only when their outcome is durable. Credit is taken before anything is
@@ -47,6 +47,7 @@ mod metrics;
 mod opening;
 mod outgoing;
 mod packets;
+pub mod probe;
 mod publish;
 mod reply;
 mod retained;

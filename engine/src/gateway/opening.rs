@@ -257,6 +257,7 @@ async fn drain<S: AsyncRead + Unpin>(io: &mut S) {
 /// Sends wills whose time has come, to where their topics lead.
 pub(crate) async fn publish_wills<I: Ingress>(shared: &Arc<Shared<I>>, wills: Vec<LastWords>) {
     for LastWords { will, publisher } in wills {
+        up(&shared.hub.metrics.wills);
         match route::target(&will.topic, &Identity::anonymous()) {
             Target::Device(channel, device) => {
                 let format = will.content_type.as_deref().and_then(ingest::format);
@@ -280,7 +281,7 @@ pub(crate) async fn publish_wills<I: Ingress>(shared: &Arc<Shared<I>>, wills: Ve
                 }
                 shared.hub.announce(message);
             }
-            Target::Stray { .. } | Target::Denied => up(&shared.hub.metrics.denied),
+            Target::Stray { .. } | Target::Denied => up(&shared.hub.metrics.wills_denied),
         }
     }
 }

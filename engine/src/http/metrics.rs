@@ -18,6 +18,10 @@ pub(super) async fn render(State(api): State<Api>) -> impl IntoResponse {
     for (name, labels, value) in api.gateway.snapshot() {
         sample(&mut text, name, labels, value);
     }
+    for (stage, count) in api.books.mismatches() {
+        counter(&mut text, "weir_counter_mismatch_total", &format!("stage=\"{}\"", stage.as_str()), count);
+    }
+    counter(&mut text, "weir_counter_comparisons_total", "", api.books.compared());
     let admission = api.core.node.admission();
     sample(&mut text, "weir_in_flight_bytes", "", admission.used() as u64);
     sample(&mut text, "weir_in_flight_limit_bytes", "", admission.limit() as u64);

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit;
 use crate::core::Core;
 use crate::gateway::GatewayMetrics;
+use crate::ledger::Books;
 use crate::query::{self, Bounds, Format, QueryError};
 use problem::Problem;
 
@@ -42,6 +43,8 @@ pub struct Api {
     pub bounds: Bounds,
     /// Counters of the MQTT side.
     pub gateway: Arc<GatewayMetrics>,
+    /// Whether the counters add up.
+    pub books: Arc<Books>,
 }
 
 /// Binds the listener.

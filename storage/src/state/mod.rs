@@ -163,7 +163,7 @@ impl StateStore {
 
     /// The snapshot of a device, if it has one.
     pub async fn device(&self, id: &DeviceId) -> Result<Option<Bytes>, StateError> {
-        Ok(self.db.get(&keys::device(id.as_str())).await?)
+        self.db.get(&keys::device(id.as_str())).await
     }
 
     /// Up to `limit` snapshots in the order of ids, those after `after`.

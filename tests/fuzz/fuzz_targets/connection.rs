@@ -1,0 +1,6 @@
+//! `tests::fuzz::connection` under libFuzzer.
+#![no_main]
+
+mod support;
+
+support::target!(connection);

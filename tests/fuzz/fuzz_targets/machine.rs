@@ -1,0 +1,6 @@
+//! `tests::fuzz::machine` under libFuzzer.
+#![no_main]
+
+mod support;
+
+support::target!(machine);

@@ -1,0 +1,309 @@
+//! Promise: what an older engine or device wrote can be read, and today's bytes are those that others read already.
+//!
+//! One file of hex text below `tests/golden` for each format that crosses a border in time or between programs. Each
+//! has to decode to the value that stands here, and the value has to encode to the file. A format that changes on
+//! purpose gets a new version, a second file and a second value; the old pair stays. `WEIR_GOLDEN=write` writes
+//! files that are not there yet. The formats inside `storage`, `pipelines` and `edge` have such tests beside their code.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use device::ack::{Ack, EpochAck, Nack, Resend};
+use device::entry::{Body, DeadLetter, DecodeError, Entry, LogBody, LogRecord, Loss, LossReason, Reason, Records, Run};
+use device::hello::{HeldEpoch, Hello, HelloAck};
+use device::id::{DeviceId, ShardId};
+use device::machine::{Channel, Device, EpochLedger, Message, SnapshotError};
+use device::payload::{
+    FrameHeader, FrameRecord, Layout, LossRange, PayloadFormat, encode_frame, read_frame_header, restamp,
+};
+use device::schema::{Catalog, OwnedValue, SchemaVersion};
+use device::seq::{Barrier, Epoch, Position};
+use device::time::{SECOND, Timestamp};
+
+/// 2026-11-23T10:00:00Z
+const TIME: i64 = 1_795_428_000 * SECOND;
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
+}
+
+/// The bytes of a golden file; `today` are those of today's encoder.
+fn golden(name: &str, today: &[u8]) -> Vec<u8> {
+    let path = path(name);
+    if !path.exists() && std::env::var("WEIR_GOLDEN").is_ok_and(|value| value == "write") {
+        let mut text = String::new();
+        for line in today.chunks(32) {
+            line.iter().for_each(|byte| write!(text, "{byte:02x}").unwrap());
+            text.push('\n');
+        }
+        std::fs::write(&path, text).unwrap();
+    }
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let bytes: Vec<u8> = digits
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).expect("a golden file is hex"))
+        .collect();
+    assert_eq!(today, bytes, "{name}: today's encoder writes other bytes than the engines and devices out there read");
+    bytes
+}
+
+fn id(name: &str) -> DeviceId {
+    DeviceId::new(name).unwrap()
+}
+
+fn batch() -> LogRecord {
+    let entry = |device: &str, received: i64, body| Entry { device: id(device), received: Timestamp(received), body };
+    let records = Records {
+        format: PayloadFormat::Json,
+        payload: Bytes::from_static(br#"[{"a":1},{"a":2},{"a":3}]"#),
+        runs: vec![
+            Run { index: 0, len: 1, epoch: Epoch(u64::MAX >> 1), seq: 41 },
+            Run { index: 2, len: 1, epoch: Epoch(7), seq: 300 },
+        ],
+        stamps: vec![],
+        assured: true,
+    };
+    let drawn = Records {
+        format: PayloadFormat::Cbor,
+        payload: Bytes::from_static(b"\xa2\x63seq\x05\x62ts\x1b\x18\xea\xa8\x2f\x8c\x0e\x00\x00"),
+        runs: vec![Run { index: 0, len: 1, epoch: Epoch(99), seq: 5 }],
+        stamps: vec![Timestamp(TIME - SECOND)],
+        assured: true,
+    };
+    let letter = DeadLetter {
+        sender: "a b".to_owned(),
+        topic: "devices/a b/telemetry".to_owned(),
+        reason: Reason::BadDevice,
+        text: "no device id".to_owned(),
+        payload: Bytes::from_static(b"\x00\xff"),
+        accounted: None,
+    };
+    let unknown = DeadLetter {
+        sender: String::new(),
+        accounted: Some((Epoch(7), 10, 3)),
+        reason: Reason::UnknownSchema,
+        ..letter.clone()
+    };
+    let loss = Loss { epoch: Epoch(7), from: 20, to: 29, reason: LossReason::RingFull };
+    LogRecord {
+        time: Timestamp(TIME),
+        body: LogBody::Batch(vec![
+            entry("pump-7", TIME - 5, Body::Records(records)),
+            entry("pump-7", TIME - 4, Body::Loss(loss)),
+            entry("urn:x:1", TIME - 3, Body::Records(drawn)),
+            entry("urn:x:1", TIME - 2, Body::DeadLetter(unknown)),
+            Entry { device: DeviceId::nobody(), received: Timestamp(TIME), body: Body::DeadLetter(letter) },
+            entry("pump-7", TIME, Body::Closed { epoch: Epoch(7) }),
+        ]),
+    }
+}
+
+#[test]
+fn log_records() {
+    let barrier = LogBody::Barrier { barrier: Barrier(300), cut: true, catalog: 0x0123_4567_89ab_cdef };
+    for (name, record) in
+        [("log_batch_v1.hex", batch()), ("log_barrier_v1.hex", LogRecord { time: Timestamp(TIME + 1), body: barrier })]
+    {
+        let mut today = Vec::new();
+        record.encode(&mut today);
+        let bytes = golden(name, &today);
+        assert_eq!(LogRecord::decode(Bytes::from(bytes.clone())), Ok(record));
+        let newer = [&[2], &bytes[1..]].concat();
+        let error = LogRecord::decode(Bytes::from(newer)).unwrap_err();
+        assert_eq!(error, DecodeError::Newer { found: 2, known: 1 });
+        assert!(error.to_string().contains("run the newer engine"), "{error}");
+    }
+}
+
+/// A device with an open epoch that has holes, a closed one, a drawn one, and records without numbers.
+fn device() -> Device {
+    let catalog = Catalog::new(Vec::new());
+    let mut device = Device::new(id("pump-7"));
+    let mut random = 1000u64;
+    let frame = |epoch: u64, seq: u64, count: i64, flags: u32, losses: Vec<LossRange>| {
+        let header = FrameHeader {
+            epoch,
+            seq,
+            schema_id: 1,
+            schema_version: SchemaVersion { major: 1, minor: 0 },
+            base_time: Timestamp(TIME),
+            send_time: Timestamp(TIME),
+            flags,
+            losses,
+            ..FrameHeader::default()
+        };
+        let records: Vec<FrameRecord> = (0..count)
+            .map(|n| FrameRecord { ts: Timestamp(TIME + n), values: vec![(1, OwnedValue::F64(0.5))], flags: 0 })
+            .collect();
+        encode_frame(&header, &records).unwrap()
+    };
+    let lost = LossRange { from: 11, to: 12, reason: LossReason::Ttl };
+    let hello = Hello {
+        install: vec![7; 16],
+        epochs: vec![HeldEpoch { epoch: Epoch(5), first_held: 1, last_seq: 30, live: true }],
+        session: 1,
+        ..Hello::default()
+    };
+    let plain = |text: &str| text.as_bytes().to_vec();
+    let steps = [
+        (Channel::Telemetry, frame(9, 1, 3, 0, vec![])),
+        (Channel::Telemetry, frame(5, 1, 10, 0, vec![lost])),
+        (Channel::Telemetry, frame(5, 15, 2, 0, vec![])),
+        (Channel::Telemetry, frame(5, 15, 2, 0, vec![])),
+        (Channel::Hello, hello.encode()),
+        (Channel::Telemetry, plain(r#"{"seq": 1, "ts": 1795428000000000000}"#)),
+        (Channel::Telemetry, plain(r#"{"seq": 2, "ts": 1795428001000000000}"#)),
+        (Channel::Telemetry, plain(r#"{"a": 2}"#)),
+    ];
+    for (at, (channel, payload)) in steps.into_iter().enumerate() {
+        let payload = Bytes::from(payload);
+        let received = Timestamp(TIME + at as i64 * SECOND);
+        let message = Message { channel, payload: &payload, format: None, received, session: 77 };
+        let mut draw = || {
+            random += 1;
+            random
+        };
+        let verdict = device.admit(message, &catalog, &mut draw);
+        let position = Position(at as u64 + 1);
+        for entry in &verdict.entries {
+            device.apply(position, entry);
+        }
+        device.advance(position);
+    }
+    device
+}
+
+#[test]
+fn device_snapshots() {
+    let device = device();
+    let bytes = golden("snapshot_v1.hex", &device.snapshot());
+    let back = Device::restore(id("pump-7"), &bytes).unwrap();
+    assert_eq!((back.as_of(), back.unnumbered()), (Position(8), 1));
+    let ledger = back.ledger();
+    assert_eq!(ledger, device.ledger());
+    let of = |epoch| ledger.iter().find(|found| found.epoch == Epoch(epoch)).cloned().unwrap();
+    let open = of(5);
+    assert_eq!((open.cum, open.stored, open.lost, open.duplicate, open.closed), (12, 12, 2, 2, false));
+    assert_eq!(open.missing, [(13, 14)]);
+    assert!(matches!(of(9), EpochLedger { cum: 3, stored: 3, closed: true, .. }));
+    assert_eq!(ledger.len(), 3, "and one that the engine drew");
+    let error = Device::restore(id("pump-7"), &[&[2], &bytes[1..]].concat()).unwrap_err();
+    assert_eq!(error, SnapshotError::Newer { found: 2, known: 1 });
+    assert!(error.to_string().contains("run the newer engine"), "{error}");
+}
+
+#[test]
+fn what_devices_send() {
+    let header = FrameHeader {
+        version: 1,
+        epoch: u64::MAX >> 1,
+        seq: 1000,
+        schema_id: 1,
+        schema_version: SchemaVersion { major: 1, minor: 2 },
+        base_time: Timestamp(TIME),
+        send_time: Timestamp(TIME + SECOND),
+        mono_send: Some(5_000_000_000),
+        mono_base: Some(4_000_000_000),
+        layout: Layout::Rows,
+        flags: 1,
+        clock: Some((-1_500_000, 20_000_000)),
+        losses: vec![LossRange { from: 990, to: 999, reason: LossReason::RingFull }],
+        trace: Some([0xab; 16]),
+        records: 2,
+    };
+    let values = |n: i64| {
+        vec![
+            (1, OwnedValue::Bool(true)),
+            (2, OwnedValue::I64(-5 * n)),
+            (3, OwnedValue::U64(u64::MAX)),
+            (4, OwnedValue::F32(1.5)),
+            (5, OwnedValue::F64(21.25)),
+            (6, OwnedValue::Text("läuft".to_owned())),
+            (7, OwnedValue::Bytes(vec![0, 255])),
+            (8, OwnedValue::F64List(vec![0.5, -1.0])),
+            (9, OwnedValue::I64List(vec![1, -2])),
+        ]
+    };
+    let record = |n: i64, flags| FrameRecord { ts: Timestamp(TIME + n * SECOND), values: values(n), flags };
+    let bytes = golden("frame_rows_v1.hex", &encode_frame(&header, &[record(0, 0), record(1, 4)]).unwrap());
+    assert_eq!(read_frame_header(&bytes).as_ref(), Ok(&header));
+    let columns = FrameHeader { layout: Layout::Columns, ..header.clone() };
+    let bytes = golden("frame_columns_v1.hex", &encode_frame(&columns, &[record(0, 0), record(1, 0)]).unwrap());
+    assert_eq!(read_frame_header(&bytes).as_ref(), Ok(&columns));
+    let mut stamped = bytes.clone();
+    assert!(restamp(&mut stamped, Timestamp(1), 2));
+    assert_eq!(read_frame_header(&stamped).unwrap().send_time, Timestamp(1));
+    // Key 0 stands first: a frame of a later version is refused in words that name it.
+    let mut newer = bytes;
+    newer[2] = 2;
+    assert!(read_frame_header(&newer).unwrap_err().to_string().contains("frame version 1 only"));
+
+    let hello = Hello {
+        install: vec![7; 16],
+        fw: "1.2.3".to_owned(),
+        schemas: vec!["telemetry 1.2".to_owned()],
+        epochs: vec![HeldEpoch { epoch: Epoch(9), first_held: 4, last_seq: 17, live: true }],
+        applied_dv: Some(3),
+        boot_no: 12,
+        mono: Some(99),
+        st: Some(Timestamp(TIME)),
+        session: u64::MAX,
+        caps: vec!["columns".to_owned()],
+    };
+    assert_eq!(Hello::decode(&golden("hello.hex", &hello.encode())), Ok(hello));
+}
+
+#[test]
+fn what_devices_are_told() {
+    let epochs = vec![
+        EpochAck { epoch: Epoch(7), cum: 41, ranges: vec![(43, 2), (99, 1)], last: None },
+        EpochAck { epoch: Epoch(u64::MAX >> 1), cum: 5, ranges: vec![], last: Some(5) },
+    ];
+    let ack = Ack {
+        epochs: epochs.clone(),
+        level: 1,
+        credit: 1024,
+        echo: Some(Timestamp(TIME)),
+        server_rx: Timestamp(TIME + 1),
+        server_tx: Timestamp(TIME + 2),
+        nacks: vec![Nack { epoch: Epoch(7), seq: 9000, reason: Reason::Window }],
+        resend: vec![Resend { epoch: Epoch(7), ranges: vec![(42, 1)] }],
+    };
+    let bytes = golden("ack_v1.hex", &ack.encode());
+    assert_eq!(Ack::decode(&bytes), Ok(ack));
+    let mut newer = bytes;
+    newer[2] = 2;
+    assert!(Ack::decode(&newer).unwrap_err().to_string().contains("ack version 1 only"));
+    let answer = HelloAck {
+        acks: epochs,
+        ack_level: 1,
+        credit: 1024,
+        st: Some(Timestamp(TIME)),
+        server_rx: Timestamp(TIME + 1),
+        server_tx: Timestamp(TIME + 2),
+        session: 8,
+    };
+    assert_eq!(HelloAck::decode(&golden("hello_ack.hex", &answer.encode())), Ok(answer));
+}
+
+#[test]
+fn reasons_keep_their_numbers_and_names() {
+    let reasons: Vec<String> =
+        Reason::ALL.iter().map(|reason| format!("{} {}", *reason as u8, reason.as_str())).collect();
+    let known = "1 bad_payload, 2 bad_frame, 3 too_large, 4 empty, 5 unknown_schema, 6 schema_mismatch, 7 window, \
+                 8 bad_topic, 9 bad_device, 10 failed, 11 bad_field, 12 epoch_storm";
+    assert!(reasons.join(", ").starts_with(known), "new ones come last: {reasons:?}");
+    let losses: Vec<&str> = (1..=6).map(|number| LossReason::from_u8(number).unwrap().as_str()).collect();
+    assert_eq!(losses, ["ring_full", "storage_corrupt", "ttl", "filtered", "storage_reset", "skipped"]);
+}
+
+#[test]
+fn devices_keep_their_shard() {
+    for (name, of_2, of_16) in [("pump-7", 0, 6), ("a", 0, 0), ("urn:x:1", 0, 4), ("sensor-000123", 1, 15)] {
+        assert_eq!((id(name).shard(2), id(name).shard(16)), (ShardId(of_2), ShardId(of_16)), "{name}");
+    }
+}
