@@ -14,12 +14,6 @@ use crate::handle::DeviceHandle;
 use crate::metrics::add;
 use crate::shard::Shard;
 
-<<<<<<< HEAD
-=======
-/// Messages taken from the inbox before other actors get their turn.
-pub const TURN: usize = 128;
-
->>>>>>> fuzz
 /// Where the snapshots of a checkpoint are gathered. Dropping it unanswered counts as "no answer".
 #[derive(Debug)]
 pub struct SnapshotRequest {

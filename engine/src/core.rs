@@ -316,103 +316,17 @@ fn shard_count(path: &Path, wanted: u16) -> Result<u16, CoreError> {
     }
 }
 
-<<<<<<< HEAD
-/// Runs `act` on a thread of its own: replay computes for long, which a runtime thread must not do.
+/// Runs `act` on a thread of its own: replay computes for long, which a runtime thread must not do, and planning
+/// pipelines needs a large stack.
 async fn blocking<T: Send + 'static>(act: impl AsyncFnOnce() -> T + Send + 'static) -> Result<T, CoreError> {
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || runtime.block_on(act()))
-        .await
-        .map_err(|e| CoreError::Other(format!("recovery ended without an answer: {e}")))
-=======
-struct Opener<'a> {
-    config: &'a Config,
-    store: &'a Store,
-    log: &'a Arc<dyn ShardLog>,
-    clock: &'a Clock,
-    downlink: &'a Arc<dyn Downlink>,
-}
-
-impl Opener<'_> {
-    /// Recovers a shard: devices from state and log, then tables and pipelines by replay.
-    async fn shard(
-        &self,
-        id: ShardId,
-        state: &Arc<StateStore>,
-        project: &Arc<Project>,
-        catalog: &Arc<Catalog>,
-        metrics: &Arc<Metrics>,
-    ) -> Result<(Arc<Shard>, Runner, LogEnd, Arc<Status>), CoreError> {
-        let last = self.log.bounds(id)?.last;
-        let start = Start { position: last, barrier: Barrier(0), time: Default::default(), uncut: false };
-        let checkpoint = state.load().await?.checkpoint.map_or_else(Position::default, |c| c.0);
-        let shard = Arc::new(Shard::new(ShardParts {
-            id,
-            committer: Committer::new(id, start),
-            log: self.log.clone(),
-            state: state.clone(),
-            catalog: catalog.clone(),
-            clock: self.clock.clone(),
-            random: Arc::new(rand::random::<u64>),
-            downlink: self.downlink.clone(),
-            metrics: metrics.clone(),
-            passivate_after_ns: i64::try_from(self.config.node.passivate_after.as_nanos()).unwrap_or(i64::MAX),
-            checkpoint,
-        }));
-        shard.recover().await?;
-        let status = Arc::new(Status::default());
-        let parts = RunnerParts {
-            shard: id,
-            log: self.log.clone(),
-            state: state.clone(),
-            store: self.store.clone(),
-            project: project.clone(),
-            catalog: catalog.clone(),
-            devices: Box::new(ShardStates { shard: shard.clone(), runtime: Handle::current(), last: None }),
-            runtime: Handle::current(),
-            status: status.clone(),
-        };
-        let replayed = blocking(move || {
-            let mut runner = Runner::open(parts)?;
-            let end = runner.replay()?;
-            Ok((runner, end))
-        })
-        .await?;
-        let (runner, mut end) = replayed.map_err(|source| CoreError::Runner { shard: id, source })?;
-        end.position = end.position.max(last);
-        Ok((shard, runner, end, status))
-    }
-
-    /// Finishes everything that a shard's log holds under `project`: replay, a barrier, files.
-    async fn finish(&self, id: ShardId, state: &Arc<StateStore>, project: &Arc<Project>) -> Result<(), CoreError> {
-        let catalog = Arc::new(project.catalog());
-        let metrics = Arc::new(Metrics::default());
-        let (shard, mut runner, end, _) = self.shard(id, state, project, &catalog, &metrics).await?;
-        if !end.uncut {
-            return Ok(());
-        }
-        let body = LogBody::Barrier { barrier: end.barrier.next(), cut: true, catalog: project.fingerprint() };
-        let record = LogRecord { time: end.time.max((self.clock)()), body };
-        let position = end.position.next();
-        let mut bytes = Vec::new();
-        record.encode(&mut bytes);
-        self.log.append(id, position, &Bytes::from(bytes))?;
-        let done = blocking(move || runner.take(position, &record)).await?;
-        drop(shard);
-        done.map_err(|source| CoreError::Runner { shard: id, source })
-    }
-}
-
-/// Runs `act` on a thread of its own: consumers wait for the runtime, which a runtime thread must not do, and
-/// plan pipelines, which needs a large stack.
-async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, CoreError> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("recover".to_owned())
         .stack_size(crate::query::STACK)
-        .spawn(move || drop(sender.send(act())))
+        .spawn(move || drop(sender.send(runtime.block_on(act()))))
         .map_err(|e| CoreError::Other(format!("cannot start a thread: {e}")))?;
     receiver.await.map_err(|_| CoreError::Other("recovery ended without an answer".to_owned()))
->>>>>>> fuzz
 }
 
 /// What the committer of a shard works with; its consumer comes with its thread.
@@ -456,15 +370,9 @@ fn spawn(id: ShardId, opened: Opened, work: Work, fatal: &mpsc::Sender<CoreError
         }),
         {
             let fatal = fatal.clone();
-<<<<<<< HEAD
-            std::thread::Builder::new().name(format!("tables-{id}")).spawn(move || {
-                if let Err(source) = runner.run(&receiver, &runtime) {
-=======
-            let status = status.clone();
             let tables = std::thread::Builder::new().name(format!("tables-{id}")).stack_size(crate::query::STACK);
             tables.spawn(move || {
-                if let Err(source) = runner.run(&receiver) {
->>>>>>> fuzz
+                if let Err(source) = runner.run(&receiver, &runtime) {
                     status.healthy.store(false, Ordering::Relaxed);
                     let _ = fatal.try_send(CoreError::Runner { shard: id, source });
                 }

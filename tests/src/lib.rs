@@ -3,4 +3,5 @@
 
 pub mod fuzz;
 pub mod model;
+#[cfg(feature = "engine")]
 pub mod sim;

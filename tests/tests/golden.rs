@@ -63,15 +63,16 @@ fn batch() -> LogRecord {
         runs: vec![
             Run { index: 0, len: 1, epoch: Epoch(u64::MAX >> 1), seq: 41 },
             Run { index: 2, len: 1, epoch: Epoch(7), seq: 300 },
-        ],
-        stamps: vec![],
+        ]
+        .into(),
+        stamps: Default::default(),
         assured: true,
     };
     let drawn = Records {
         format: PayloadFormat::Cbor,
         payload: Bytes::from_static(b"\xa2\x63seq\x05\x62ts\x1b\x18\xea\xa8\x2f\x8c\x0e\x00\x00"),
-        runs: vec![Run { index: 0, len: 1, epoch: Epoch(99), seq: 5 }],
-        stamps: vec![Timestamp(TIME - SECOND)],
+        runs: vec![Run { index: 0, len: 1, epoch: Epoch(99), seq: 5 }].into(),
+        stamps: vec![Timestamp(TIME - SECOND)].into(),
         assured: true,
     };
     let letter = DeadLetter {
