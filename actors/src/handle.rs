@@ -34,6 +34,10 @@ pub struct DeviceHandle {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a device that is awake is the rule, and a box would be one more cold line a message"
+)]
 enum Seat {
     /// The actor is on its way: messages wait.
     Empty(VecDeque<Inbound>),

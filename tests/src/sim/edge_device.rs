@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use actors::message::Outcome;
 use device::hello::Hello;
 use device::schema::Value;
 use device::seq::{Epoch, MAX_SEQ};
@@ -119,9 +118,6 @@ impl EdgeDevice {
             self.step(now, event);
         }
     }
-
-    /// What became of a message; acks say it better.
-    pub(super) fn outcome(&mut self, _: i64, _: u64, _: &Outcome) {}
 
     /// Time has passed.
     pub(super) fn tick(&mut self, now: i64) {

@@ -1,6 +1,6 @@
 //! Where the engine's answers come out: checks each against what is durable, and keeps it for the network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -35,6 +35,9 @@ struct Inner {
     answers: Vec<(DeviceId, Answer)>,
     /// Messages handed over and not decided: their lengths.
     open: BTreeMap<(DeviceId, u64, u64), usize>,
+    /// What this life of the engine has seen: epoch and number, or 0 and the hash of a plain payload. A repetition
+    /// gives its credit back at once, and is answered with its first copy.
+    seen: BTreeSet<(DeviceId, u64, u64)>,
     /// How often an actor fails when it answers, of a thousand.
     failing: u64,
     limit: usize,
@@ -60,7 +63,8 @@ impl Hub {
     /// A way out of an engine that lets in at most `limit` bytes.
     pub(super) fn new(seed: u64, disks: &Disks, trace: &Trace, limit: usize) -> Self {
         let random = Random::named(seed, "actors");
-        let inner = Inner { random, answers: Vec::new(), open: BTreeMap::new(), failing: 0, limit };
+        let inner =
+            Inner { random, answers: Vec::new(), open: BTreeMap::new(), seen: BTreeSet::new(), failing: 0, limit };
         Self {
             inner: Arc::new(Mutex::new(inner)),
             disks: disks.clone(),
@@ -74,6 +78,7 @@ impl Hub {
         let mut inner = self.inner.lock();
         inner.answers.clear();
         inner.open.clear();
+        inner.seen.clear();
     }
 
     /// How often an actor fails when it answers, of a thousand.
@@ -87,9 +92,21 @@ impl Hub {
     }
 
     /// A message was handed to the engine, with credit.
-    pub(super) fn handed(&self, device: &DeviceId, session: u64, ticket: u64, len: usize) {
+    pub(super) fn handed(&self, device: &DeviceId, session: u64, ticket: u64, payload: &[u8]) {
         let mut inner = self.inner.lock();
-        inner.open.insert((device.clone(), session, ticket), len);
+        let mut fresh = false;
+        match read_frame_header(payload) {
+            Ok(header) => {
+                for at in 0..u64::from(header.records) {
+                    fresh |= inner.seen.insert((device.clone(), header.epoch, header.seq + at));
+                }
+            }
+            Err(_) => fresh = inner.seen.insert((device.clone(), 0, hash(payload, BASIS))),
+        }
+        if !fresh {
+            return;
+        }
+        inner.open.insert((device.clone(), session, ticket), payload.len());
         let bytes: usize = inner.open.values().sum();
         if bytes > inner.limit {
             let limit = inner.limit;
@@ -125,6 +142,7 @@ impl Hub {
         if fails {
             // What its actor had taken is gone without an answer.
             inner.open.retain(|(of, _, _), _| of != device);
+            inner.seen.retain(|(of, _, _)| of != device);
         }
         fails
     }

@@ -172,7 +172,7 @@ async fn connection(
     while let Some((session, Uplink { hello, payload, ticket })) = messages.recv().await {
         let payload = Bytes::from(payload);
         let credit = node.admission().admit(payload.len()).await;
-        ground.hub.handed(&device, session, ticket, payload.len());
+        ground.hub.handed(&device, session, ticket, &payload);
         let sink = Sink {
             hub: ground.hub.clone(),
             device: device.clone(),

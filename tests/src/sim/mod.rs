@@ -7,7 +7,7 @@
 //! - `live.rs`: one life of the engine: the code that production runs, on a current-thread runtime with paused time.
 //!   Committers are stepped and consumers awaited by tasks instead of threads.
 //! - `disk.rs`: log, state and files with faults; `hub.rs`: the engine's way out; `media.rs`: a device's storage.
-//! - `device.rs`, `edge_device.rs`, `plain_device.rs`: devices with the real agent and outbox, or with a plain client.
+//! - `machine.rs`, `device.rs`, `edge_device.rs`, `plain_device.rs`: devices with the real agent and outbox, or with a plain client.
 //! - `ledger.rs`, `reference.rs`, `tables.rs`, `oracle.rs`: what is true, and whether the engine and its files agree.
 //! - `trace.rs`: what happened; `shrink.rs`: the smallest world that still fails.
 //!
@@ -22,6 +22,7 @@ mod edge_device;
 mod hub;
 mod ledger;
 mod live;
+mod machine;
 mod media;
 mod oracle;
 mod params;

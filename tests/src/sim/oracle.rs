@@ -7,10 +7,10 @@ use actors::message::Ingress;
 
 use super::ledger::Fate;
 use super::live::{Ground, Live};
+use super::machine::Machine;
 use super::project::WINDOWED;
 use super::reference::{Reference, Row, Window, rows};
 use super::tables::{self, floats, integers, texts};
-use super::world::Machine;
 use crate::note;
 
 /// Compares everything with everything.

@@ -6,6 +6,9 @@ use super::params::{Fault, Params};
 use super::random::Random;
 use super::world::Event;
 
+/// Events and how long after a moment they happen, in milliseconds.
+type Timed = Vec<(i64, Event)>;
+
 /// The events of a world, with their times in milliseconds.
 pub(super) fn events(params: &Params) -> Vec<(i64, Event)> {
     let end = params.seconds as i64 * 1000;
@@ -24,7 +27,7 @@ pub(super) fn events(params: &Params) -> Vec<(i64, Event)> {
             events.push((when, Event::Record(at)));
         }
     }
-    let mut some = |fault: Fault, most: u64, make: &mut dyn FnMut(&mut Random, usize) -> Vec<(i64, Event)>| {
+    let mut some = |fault: Fault, most: u64, make: &mut dyn FnMut(&mut Random, usize) -> Timed| {
         let mut random = Random::named(params.seed, &format!("{fault:?}"));
         let count = random.between(1, most);
         let has = params.has(fault);

@@ -14,6 +14,7 @@ use super::disk::Disks;
 use super::edge_device::EdgeDevice;
 use super::hub::{Answer, Hub, SimClock};
 use super::live::{CREDIT, Ground, Live};
+use super::machine::Machine;
 use super::params::{Fault, Params};
 use super::plain_device::PlainDevice;
 use super::random::Random;
@@ -23,53 +24,6 @@ use crate::note;
 
 /// How long a world may take to come to rest when trouble is over, in milliseconds.
 const PATIENCE: i64 = 900_000;
-
-/// A device of either kind.
-pub(super) enum Machine {
-    /// With an edge agent.
-    Edge(Box<EdgeDevice>),
-    /// With a plain client.
-    Plain(PlainDevice),
-}
-
-impl Machine {
-    /// What every device has.
-    pub(super) fn common(&mut self) -> &mut Common {
-        match self {
-            Machine::Edge(device) => &mut device.common,
-            Machine::Plain(device) => &mut device.common,
-        }
-    }
-
-    /// Its name.
-    pub(super) fn id(&self) -> &DeviceId {
-        match self {
-            Machine::Edge(device) => &device.common.id,
-            Machine::Plain(device) => &device.common.id,
-        }
-    }
-
-    fn is_on(&self) -> bool {
-        match self {
-            Machine::Edge(device) => device.is_on(),
-            Machine::Plain(device) => device.is_on(),
-        }
-    }
-
-    fn deadline(&self) -> Option<i64> {
-        match self {
-            Machine::Edge(device) => device.deadline(),
-            Machine::Plain(device) => device.deadline(),
-        }
-    }
-
-    fn is_settled(&self) -> bool {
-        match self {
-            Machine::Edge(device) => device.is_settled(),
-            Machine::Plain(device) => device.is_settled(),
-        }
-    }
-}
 
 /// A device and its connection.
 struct Node {
@@ -395,10 +349,7 @@ impl World {
         if node.session.take().is_none() {
             return;
         }
-        match &mut node.machine {
-            Machine::Edge(device) => device.disconnected(now),
-            Machine::Plain(device) => device.disconnected(),
-        }
+        node.machine.disconnected(now);
         let again = self.now + self.random.between(100, 3_000) as i64;
         self.schedule(again, Event::Connect(at));
     }
@@ -407,17 +358,11 @@ impl World {
         let now = self.now;
         let at = match event {
             Event::Record(at) => {
-                match &mut self.nodes[at].machine {
-                    Machine::Edge(device) => device.record(now),
-                    Machine::Plain(device) => device.record(now),
-                }
+                self.nodes[at].machine.record(now);
                 at
             }
             Event::Tick(at) => {
-                match &mut self.nodes[at].machine {
-                    Machine::Edge(device) => device.tick(now),
-                    Machine::Plain(device) => device.tick(now),
-                }
+                self.nodes[at].machine.tick(now);
                 at
             }
             Event::Connect(at) if self.partition => {
@@ -433,10 +378,7 @@ impl World {
                 note!(self.ground.trace, "{} connects", self.nodes[at].machine.id());
                 let node = &mut self.nodes[at];
                 node.session = Some(session);
-                match &mut node.machine {
-                    Machine::Edge(device) => device.connected(now, session),
-                    Machine::Plain(device) => device.connected(now),
-                }
+                node.machine.connected(now, session);
                 at
             }
             Event::Cut(at) => {
@@ -469,26 +411,14 @@ impl World {
                 if self.partition || node.deaf_until > now || node.session != Some(session) {
                     return;
                 }
-                match (&mut node.machine, answer) {
-                    (Machine::Edge(device), Answer::Message(topic, payload)) => device.message(now, topic, &payload),
-                    (Machine::Edge(device), Answer::Outcome(_, ticket, outcome)) => {
-                        device.outcome(now, ticket, &outcome)
-                    }
-                    (Machine::Plain(_), Answer::Message(..)) => {}
-                    (Machine::Plain(device), Answer::Outcome(_, ticket, outcome)) => {
-                        device.outcome(now, ticket, &outcome);
-                    }
-                }
+                node.machine.answer(now, &answer);
                 at
             }
             Event::Crash(_) if self.calm => return,
             Event::Crash(at) => {
                 note!(self.ground.trace, "{} is switched off", self.nodes[at].machine.id());
                 self.nodes[at].session = None;
-                match &mut self.nodes[at].machine {
-                    Machine::Edge(device) => device.crash(),
-                    Machine::Plain(device) => device.crash(),
-                }
+                self.nodes[at].machine.crash();
                 let back = now + self.random.between(50, 8_000) as i64;
                 self.schedule(back, Event::Boot(at));
                 return;
@@ -497,13 +427,7 @@ impl World {
                 if self.nodes[at].machine.is_on() {
                     return;
                 }
-                let on = match &mut self.nodes[at].machine {
-                    Machine::Edge(device) => device.boot(now),
-                    Machine::Plain(device) => {
-                        device.boot();
-                        true
-                    }
-                };
+                let on = self.nodes[at].machine.boot(now);
                 note!(self.ground.trace, "{} is switched on: {on}", self.nodes[at].machine.id());
                 self.schedule(now + if on { 10 } else { 1_000 }, if on { Event::Connect(at) } else { Event::Boot(at) });
                 return;
@@ -513,9 +437,7 @@ impl World {
                 return;
             }
             Event::Media(at, rate) => {
-                if let Machine::Edge(device) = &self.nodes[at].machine {
-                    device.media.set_failing(if self.calm { 0 } else { rate });
-                }
+                self.nodes[at].machine.set_failing(if self.calm { 0 } else { rate });
                 return;
             }
             Event::Garbage(at) => {
@@ -563,9 +485,7 @@ impl World {
         self.ground.clock.skew.store(0, Ordering::Relaxed);
         for at in 0..self.nodes.len() {
             self.nodes[at].deaf_until = 0;
-            if let Machine::Edge(device) = &self.nodes[at].machine {
-                device.media.set_failing(0);
-            }
+            self.nodes[at].machine.set_failing(0);
             self.schedule(self.now, Event::Boot(at));
             self.schedule(self.now + 1, Event::Connect(at));
             // Late enough that windows close.
