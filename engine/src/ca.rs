@@ -88,27 +88,40 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     file.sync_all()
 }
 
-/// The configuration of [`config`] from files.
+/// The configuration of [`config`] from files. The certificate is read and looked at before the key, so the first
+/// file that is wrong is the one that is named.
 pub fn server_config(files: &Files) -> Result<Arc<ServerConfig>, CaError> {
     let read =
         |path: &Path| std::fs::read(path).map_err(|e| CaError::File { path: path.to_owned(), message: e.to_string() });
-    config(&read(&files.cert)?, &read(&files.key)?).map_err(|error| match error {
-        CaError::Cert(message) => CaError::File { path: files.cert.clone(), message },
-        CaError::Key(message) => CaError::File { path: files.key.clone(), message },
+    let named = |path: &Path, error: CaError| match error {
+        CaError::Cert(message) | CaError::Key(message) => CaError::File { path: path.to_owned(), message },
         other => other,
-    })
+    };
+    let chain = chain(&read(&files.cert)?).map_err(|e| named(&files.cert, e))?;
+    let key = private_key(&read(&files.key)?).map_err(|e| named(&files.key, e))?;
+    with_chain(chain, key)
 }
 
 /// TLS 1.3 only, without session resumption: a resumed session would not pass the client verifier again. `cert` is
 /// the chain, leaf first, `key` its private key, both PEM.
 pub fn config(cert: &[u8], key: &[u8]) -> Result<Arc<ServerConfig>, CaError> {
-    let chain = CertificateDer::pem_slice_iter(cert)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| CaError::Cert(e.to_string()))?;
+    with_chain(chain(cert)?, private_key(key)?)
+}
+
+fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    let chain =
+        CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|e| CaError::Cert(e.to_string()))?;
     if chain.is_empty() {
         return Err(CaError::Cert("holds no certificate in PEM form".to_owned()));
     }
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| CaError::Key(e.to_string()))?;
+    Ok(chain)
+}
+
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, CaError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|e| CaError::Key(e.to_string()))
+}
+
+fn with_chain(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Arc<ServerConfig>, CaError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -141,6 +154,15 @@ mod tests {
         let files = Files { cert: dir.path().join("a.crt"), key: dir.path().join("a.key") };
         std::fs::write(&files.cert, "hello").unwrap();
         let error = server_config(&files).unwrap_err().to_string();
-        assert!(error.contains("a.crt"), "{error}");
+        assert!(error.contains("a.crt") && error.contains("no certificate"), "{error}");
+        development(dir.path()).unwrap();
+        std::fs::copy(dir.path().join("server.crt"), &files.cert).unwrap();
+        for wrong in [None, Some("hello")] {
+            if let Some(text) = wrong {
+                std::fs::write(&files.key, text).unwrap();
+            }
+            let error = server_config(&files).unwrap_err().to_string();
+            assert!(error.contains("a.key"), "{error}");
+        }
     }
 }
