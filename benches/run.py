@@ -6,6 +6,8 @@
     J1m      the same through 10,000 connections, one device and one publish under way each
     J1f      the same records in frames of 16 (rows), QoS 0 with cumulative acks;  J1fc: columns
     flood0, flood1   the generator at full speed for --flood-seconds at QoS 0 or 1: peak memory against memory at rest
+    burst    half of what a short closed run reached as a steady open load, for --burst-seconds ten times as much on
+             top; latency of the steady load before, during and after, memory, and that nothing is lost or doubled
     latency  open load at --rates messages a second, latency from the planned time to the PUBACK
 
 A job ends when its last window stands in Parquet. The result is a table on standard output and JSON in --out; nothing
@@ -246,6 +248,85 @@ def run_latency(o, work, rate):
     }
 
 
+def capacity(o, work):
+    """Messages a second that a closed load of a few seconds gets acknowledged."""
+    e = engine(o, work, "burst-capacity")
+    try:
+        load = Load(e.mqtt_port, content(o, 100_000) + ["--connections", str(o.connections), "--seconds", "12"])
+        rate = load.result(o.timeout)["rate"]
+        e.stop()
+    finally:
+        if e.alive():
+            e.kill()
+    shutil.rmtree(work / "data")
+    return rate
+
+
+def seconds(series, of_interest):
+    """Median and worst p99 of the seconds in a range, ms."""
+    p99 = [series[s]["p99"] for s in of_interest if s < len(series) and series[s]["count"]]
+    return {"median": statistics.median(p99), "worst": max(p99)}
+
+
+def run_burst(o, work):
+    """A steady load at half of capacity, and for a while nine times as much again on top of it."""
+    top = capacity(o, work)
+    rate, before, after = top / 2, 30, 2 * o.burst_seconds
+    rounds = round(rate * (before + o.burst_seconds + after) / o.devices)
+    e = engine(o, work, "burst")
+    try:
+        rest, _ = rss(e.pid)
+        window = ["--window", "1000"]
+        sampler = Sampler(e.pid)
+        steady = Load(e.mqtt_port, [*content(o, rounds), "--connections", str(o.connections), *window,
+                                    "--rate", str(rate), "--series", "--patience", "240"])  # fmt: skip
+        time.sleep(max(0, steady.began + before - time.monotonic()))
+        calm_peak = rss(e.pid)[1]
+        burst = Load(e.mqtt_port, [*content(o, 100_000), "--connections", "200", *window, "--rate", str(9 * rate),
+                                   "--seconds", str(o.burst_seconds), "--device-prefix", "b", "--seed", "2",
+                                   "--client-prefix", "burst-", "--patience", "240"])  # fmt: skip
+        start = int(burst.began - steady.began)
+        extra = burst.result(o.burst_seconds + o.timeout)
+        end = int(time.monotonic() - steady.began) + 1
+        sent = steady.result(before + o.burst_seconds + after + o.timeout)
+        e.flush(o.timeout)
+        c = duck(e.data, "telemetry")
+        rows, distinct = c.execute("SELECT count(*), count(DISTINCT (device, seq)) FROM telemetry").fetchone()
+        cpu = sampler.stop()
+        _, peak = rss(e.pid)
+        code = e.stop()
+    finally:
+        if e.alive():
+            e.kill()
+    series = sent["series"]
+    calm = seconds(series, range(5, start))
+    limit = 2 * calm["worst"]
+    last_bad = max((s for s in range(start, len(series)) if series[s]["p99"] > limit), default=start - 1)
+    unique = sent["unique"] + extra["unique"]
+    return {
+        "records": rows,
+        "rate": rate,
+        "capacity": top,
+        "burst_rate_wanted": 9 * rate,
+        "burst_rate_acknowledged": extra["acked"] / extra["elapsed_s"],
+        "cpu_per_million": cpu["cpu_s"] / (sent["sent"] + extra["sent"]) * 1e6,
+        "generator_cpu_per_million": sent["cpu_s_per_million"],
+        "ack_ms": sent["ack_ms"],
+        "p99_before": calm,
+        "p99_during": seconds(series, range(start, end)),
+        "p99_after": seconds(series, range(last_bad + 1, len(series) - 1)),
+        "normal_after_s": max(0, last_bad + 1 - end),
+        "rss_rest_mb": rest >> 20,
+        "rss_before_mb": calm_peak >> 20,
+        "rss_peak_mb": peak >> 20,
+        "sent_unique": unique,
+        "stored": rows,
+        "stored_distinct": distinct,
+        "series": series,
+        "ok": rows == distinct == unique and code == 0 and sent["exit"] == 0 and extra["exit"] == 0,
+    }
+
+
 def plan(o):
     """What to run, in order: repetitions outermost, so that systems alternate."""
     peers = [p for p in o.peers.split(",") if p]
@@ -257,6 +338,9 @@ def plan(o):
             if job.startswith("flood"):
                 if rep == 0:
                     yield rep, job, "weir", lambda w, q=int(job[5:]): run_flood(q, o, w)
+            elif job == "burst":
+                if rep == 0:
+                    yield rep, job, "weir", lambda w: run_burst(o, w)
             elif job == "latency":
                 for rate in o.rates.split(","):
                     yield rep, f"latency {rate}", "weir", lambda w, r=float(rate): run_latency(o, w, r)
@@ -319,6 +403,7 @@ def main():
     p.add_argument("--rounds-peer", type=int, default=50, help="records of each device through a peer")
     p.add_argument("--rates", default="30000,100000,200000", help="messages a second for the job latency")
     p.add_argument("--latency-seconds", type=float, default=20)
+    p.add_argument("--burst-seconds", type=int, default=60)
     p.add_argument("--flood-seconds", type=float, default=60)
     p.add_argument("--timeout", type=float, default=300, help="seconds after which a step is given up")
     p.add_argument("--work", default=None, help="folder for data directories (on the disk to be measured)")
@@ -339,6 +424,8 @@ def main():
             result = go(work)
             results.append({"job": job, "system": system, "rep": rep, "load_average": float(load)} | result)
             print(line(job, system, result, load), flush=True)
+            if job == "burst":
+                print("    " + ", ".join(f"{k} {v}" for k, v in result.items() if k not in ("series", "ack_ms")))
         except Exception as e:  # noqa: BLE001: one failed run must not lose the others
             print(f"{job:16} {system:10} FAILED: {e}", flush=True)
             results.append({"job": job, "system": system, "rep": rep, "failed": str(e), "ok": False})

@@ -318,7 +318,7 @@ fn shard_count(path: &Path, wanted: u16) -> Result<u16, CoreError> {
 
 /// Runs `act` on a thread of its own: replay computes for long, which a runtime thread must not do, and planning
 /// pipelines needs a large stack.
-async fn blocking<T: Send + 'static>(act: impl AsyncFnOnce() -> T + Send + 'static) -> Result<T, CoreError> {
+pub(crate) async fn blocking<T: Send + 'static>(act: impl AsyncFnOnce() -> T + Send + 'static) -> Result<T, CoreError> {
     let runtime = Handle::current();
     let (sender, receiver) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()

@@ -10,6 +10,7 @@
 //! - [`ledger`]: counters that add up.
 //! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
 //! - [`project`]: the pipeline project in the data directory. [`ca`]: TLS certificates.
+//! - [`testing`]: an engine in memory for the tests that stand beside pipelines.
 //! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
 
 pub mod audit;
@@ -28,4 +29,5 @@ pub mod opener;
 pub mod project;
 pub mod query;
 pub mod simulate;
+pub mod testing;
 pub mod torture;

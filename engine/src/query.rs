@@ -13,7 +13,10 @@ use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use device::id::ShardId;
+use device::schema::Catalog;
 use futures::StreamExt;
+use pipelines::runner::Status;
+use sql::Project;
 use storage::table::{LiveShard, LiveTable, TableStore};
 use thiserror::Error;
 
@@ -87,10 +90,21 @@ pub async fn over_files(store: &TableStore, runtime: Arc<RuntimeEnv>) -> Result<
 
 /// All tables of a running engine: files and the rows that are newer than the last of them.
 pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<SessionContext, QueryError> {
+    over_live(&core.tables, &core.project, &core.catalog, &core.statuses, runtime).await
+}
+
+/// All tables of a project: files, and the rows of its shards that are newer than the last of them.
+pub(crate) async fn over_live(
+    tables: &TableStore,
+    project: &Project,
+    catalog: &Catalog,
+    statuses: &[Arc<Status>],
+    runtime: Arc<RuntimeEnv>,
+) -> Result<SessionContext, QueryError> {
     let context = context(runtime);
     // The rows first, then the files: a cut in between shows its rows once.
-    let views: Vec<_> = core.statuses.iter().map(|status| status.live.view()).collect();
-    let specs = pipelines::output::table_specs(&core.project, &core.catalog);
+    let views: Vec<_> = statuses.iter().map(|status| status.live.view()).collect();
+    let specs = pipelines::output::table_specs(project, catalog);
     let names: BTreeSet<&String> = specs.keys().chain(views.iter().flat_map(|view| view.tables.keys())).collect();
     let mut live = HashMap::new();
     for table in names {
@@ -111,7 +125,7 @@ pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<Sessio
         };
         live.insert(table.clone(), rows);
     }
-    core.tables.register_all(&context, live).await.map_err(|e| QueryError::Query(e.to_string()))?;
+    tables.register_all(&context, live).await.map_err(|e| QueryError::Query(e.to_string()))?;
     Ok(context)
 }
 

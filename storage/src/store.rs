@@ -64,6 +64,12 @@ impl Store {
         Ok(Self { root, writing, reading, url })
     }
 
+    /// A store in memory for rows that are never cut into files: what is written cannot be read back.
+    pub fn memory(name: &str) -> Result<Self, StoreError> {
+        let writing = Arc::new(object_store_14::memory::InMemory::new());
+        Self::over(name, writing, Arc::new(object_store::memory::InMemory::new()))
+    }
+
     /// The directory.
     pub fn root(&self) -> &Path {
         &self.root

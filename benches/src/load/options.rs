@@ -136,6 +136,12 @@ pub struct Publish {
     /// Schema id of the stream in frames.
     #[arg(long, default_value_t = 1)]
     pub schema_id: u32,
+    /// Report latencies for each second of the plan too (plain messages only).
+    #[arg(long)]
+    pub series: bool,
+    /// Device ids are this and a number; `truth` knows the default only.
+    #[arg(long, default_value = "d")]
+    pub device_prefix: String,
     /// Client ids are this and a number.
     #[arg(long, default_value = "load-")]
     pub client_prefix: String,

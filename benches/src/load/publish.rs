@@ -50,8 +50,9 @@ pub(crate) fn run(options: &Publish, thread: u32, start: &std::sync::Barrier) ->
         eprintln!("connected");
     }
     let workload = options.workload();
-    let topics: Vec<Vec<u8>> =
-        (0..options.devices).map(|d| format!("devices/{}/telemetry", device_name(d)).into_bytes()).collect();
+    let topics: Vec<Vec<u8>> = (0..options.devices)
+        .map(|d| format!("devices/{}/telemetry", device_name(&options.device_prefix, d)).into_bytes())
+        .collect();
     let mut publishers = Vec::new();
     for (at, connection) in opened?.into_iter().enumerate() {
         let number = thread + at as u32 * options.threads;
@@ -72,6 +73,7 @@ pub(crate) fn run(options: &Publish, thread: u32, start: &std::sync::Barrier) ->
     let pace = options.rate.map(|rate| Pace::new(rate / f64::from(options.connections)));
     let stop = options.seconds.map(Duration::from_secs_f64);
     let mut outcome = Outcome::start();
+    outcome.series = options.series.then(Vec::new);
     let began = Instant::now();
     let mut events = Events::with_capacity(1024);
     let mut scratch = vec![0u8; 256 * 1024];
@@ -230,7 +232,7 @@ impl Publisher {
             let id = body.first_chunk::<2>().map_or(0, |b| u16::from_be_bytes(*b));
             match sent_at.get_mut(usize::from(id)) {
                 Some(at) if id > 0 && *at != IDLE => {
-                    outcome.latency.add(now.saturating_sub(*at));
+                    outcome.acknowledged(*at, now);
                     *at = IDLE;
                     free.push(id);
                     count += 1;

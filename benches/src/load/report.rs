@@ -33,6 +33,8 @@ pub struct Outcome {
     pub cpu: f64,
     /// Microseconds from (intended) sending to acknowledgement.
     pub latency: Histogram,
+    /// The same for each second in which messages were (or should have been) sent, if somebody wants to know.
+    pub series: Option<Vec<Histogram>>,
     cpu_before: f64,
 }
 
@@ -54,6 +56,21 @@ impl Outcome {
         self.cpu = thread_cpu() - self.cpu_before;
     }
 
+    /// A message of `planned` is acknowledged, both in microseconds since the start.
+    pub(crate) fn acknowledged(&mut self, planned: u64, now: u64) {
+        let latency = now.saturating_sub(planned);
+        self.latency.add(latency);
+        if let Some(series) = &mut self.series {
+            let second = (planned / 1_000_000) as usize;
+            if series.len() <= second {
+                series.resize_with(second + 1, Histogram::default);
+            }
+            if let Some(of) = series.get_mut(second) {
+                of.add(latency);
+            }
+        }
+    }
+
     /// Takes in the result of another thread of the same run.
     pub fn merge(&mut self, other: &Self) {
         self.sent += other.sent;
@@ -67,6 +84,11 @@ impl Outcome {
         self.elapsed = self.elapsed.max(other.elapsed);
         self.cpu += other.cpu;
         self.latency.merge(&other.latency);
+        if let Some(theirs) = &other.series {
+            let mine = self.series.get_or_insert_default();
+            mine.resize_with(mine.len().max(theirs.len()), Histogram::default);
+            mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| mine.merge(theirs));
+        }
     }
 
     /// One line of JSON on standard output, one for people on standard error.
@@ -92,7 +114,13 @@ impl Outcome {
             l.max() as f64 / 1000.0,
             if self.stalled { ", GIVEN UP: no acknowledgement any more" } else { "" },
         )?;
+        let second = |of: &Histogram| {
+            let ms = |q: f64| of.quantile(q) as f64 / 1000.0;
+            json!({ "count": of.count(), "p50": ms(0.5), "p99": ms(0.99), "max": of.max() as f64 / 1000.0 })
+        };
+        let series = self.series.as_ref().map(|series| series.iter().map(second).collect::<Vec<_>>());
         let value = json!({
+            "series": series,
             "sent": self.sent, "unique": self.unique, "acked": self.acked, "resent": self.resent,
             "refused": self.refused, "unexpected": self.unexpected, "bytes": self.bytes, "stalled": self.stalled,
             "elapsed_s": self.elapsed, "rate": rate, "cpu_s": self.cpu, "cpu_s_per_million": per_million,

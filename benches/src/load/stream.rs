@@ -57,7 +57,7 @@ struct Run<'a> {
 pub(crate) fn run(options: &Publish, thread: u32, start: &std::sync::Barrier) -> io::Result<Outcome> {
     let mut poll = Poll::new()?;
     let devices_of = |c: u32| (c..options.devices).step_by(options.connections as usize);
-    let ack_topic = |device: u32| format!("devices/{}/ack", device_name(device));
+    let ack_topic = |device: u32| format!("devices/{}/ack", device_name(&options.device_prefix, device));
     let opened = open_all(
         options.addr,
         &options.client_prefix,
@@ -75,7 +75,9 @@ pub(crate) fn run(options: &Publish, thread: u32, start: &std::sync::Barrier) ->
         workload,
         shape,
         frames: shape.frames(&workload),
-        topics: (0..options.devices).map(|d| format!("devices/{}/telemetry", device_name(d)).into_bytes()).collect(),
+        topics: (0..options.devices)
+            .map(|d| format!("devices/{}/telemetry", device_name(&options.device_prefix, d)).into_bytes())
+            .collect(),
         by_ack_topic: HashMap::new(),
         outcome: Outcome::start(),
     };

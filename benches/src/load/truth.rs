@@ -20,7 +20,7 @@ pub(crate) fn write(options: &Truth) -> io::Result<()> {
     let mut sums = [0u64; 3];
     let mut temperatures: Vec<u32> = Vec::new();
     for device in 0..workload.devices {
-        let name = device_name(device);
+        let name = device_name("d", device);
         let mut open = None;
         for seq in 1..=workload.rounds {
             let reading = workload.reading(device, seq);

@@ -105,9 +105,9 @@ impl Workload {
     }
 }
 
-/// The name of a device.
-pub fn device_name(device: u32) -> String {
-    format!("d{device:05}")
+/// The name of a device; `prefix` is "d" unless two generators run at once.
+pub fn device_name(prefix: &str, device: u32) -> String {
+    format!("{prefix}{device:05}")
 }
 
 /// Walks the records of every `step`-th device in the order in which they are sent.

@@ -18,7 +18,7 @@ use super::audit::audit_core;
 use super::{Exit, print};
 
 /// The pipelines of the demo.
-const PIPELINES: &str = include_str!("../../../pipelines/library/demo.sql");
+const PIPELINES: &str = include_str!("../../../pipelines/library/demo/demo.sql");
 
 /// Arguments of `weir demo`.
 #[derive(Debug, clap::Args)]

@@ -8,10 +8,12 @@ mod check;
 mod demo;
 mod flush;
 mod query;
+mod record;
 mod remote;
 mod run;
 mod shell;
 mod simulate;
+mod test;
 mod torture;
 
 use std::process::ExitCode;
@@ -42,6 +44,10 @@ enum Command {
     Run(run::Args),
     /// Parse, plan and type-check SQL files, without a server.
     Check(check::Args),
+    /// Run the tests that stand beside pipelines (`*.slt`), without a server and on a virtual clock.
+    Test(test::Args),
+    /// Telemetry from tables as lines of JSON, for tests.
+    Record(record::Args),
     /// One query over all tables, from files or through a running engine.
     Query(query::Args),
     /// An interactive SQL shell over all tables.
@@ -95,6 +101,8 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => runtime(demo::main(args)),
         Command::Run(args) => runtime(run::main(args)),
         Command::Check(args) => check::main(&args),
+        Command::Test(args) => runtime(test::main(args)),
+        Command::Record(args) => runtime(record::main(args)),
         Command::Query(args) => runtime(query::main(args)),
         Command::Sql(args) => runtime(shell::main(args)),
         Command::Flush(args) => flush::main(&args),

@@ -9,7 +9,7 @@ use super::Exit;
 use super::remote::{check_url, request};
 
 /// Where `weir query` and `weir sql` read.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 #[group(multiple = false)]
 pub(super) struct Source {
     /// Read the files of this data directory; no engine is needed. Rows that are in no file yet are not seen.

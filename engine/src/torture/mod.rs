@@ -35,7 +35,7 @@ use proxy::{Cut, Proxy};
 use schedule::{Fault, Schedule};
 
 /// The stream that the agents send and the pipeline that is computed once more.
-const PIPELINES: &str = include_str!("../../../pipelines/library/torture.sql");
+const PIPELINES: &str = include_str!("../../../pipelines/library/torture/torture.sql");
 /// How long the engine may take from its start to `ready`.
 const READY: Duration = Duration::from_secs(120);
 /// How long after the end of the faults everything may take to be acknowledged.

@@ -117,6 +117,14 @@ impl Disks {
         self.inner.lock().objects.clone()
     }
 
+    /// How many files there are, how many records in the log that are not truncated, and how many keys in the state.
+    pub(super) fn sizes(&self) -> (usize, u64, usize) {
+        let states = self.states.lock();
+        let records = states.keys().filter_map(|shard| self.log.bounds(*shard).ok());
+        let records = records.map(|of| (of.last.0 + 1).saturating_sub(of.first.0)).sum();
+        (self.inner.lock().objects.len(), records, states.values().map(MemoryDisk::len).sum())
+    }
+
     /// The shard log.
     pub(super) fn log(&self) -> Arc<dyn ShardLog> {
         Arc::new(SimLog { disks: self.clone() })

@@ -33,8 +33,10 @@ pub(super) enum Answer {
 struct Inner {
     random: Random,
     answers: Vec<(DeviceId, Answer)>,
-    /// Messages handed over and not decided: their lengths.
-    open: BTreeMap<(DeviceId, u64, u64), usize>,
+    /// Messages handed over and not decided: their lengths, and since when.
+    open: BTreeMap<(DeviceId, u64, u64), (usize, Instant)>,
+    /// Virtual milliseconds from a message's credit to its outcome, since somebody last asked.
+    waits: Vec<u64>,
     /// What this life of the engine has seen: epoch and number, or 0 and the hash of a plain payload. A repetition
     /// gives its credit back at once, and is answered with its first copy.
     seen: BTreeSet<(DeviceId, u64, u64)>,
@@ -63,8 +65,15 @@ impl Hub {
     /// A way out of an engine that lets in at most `limit` bytes.
     pub(super) fn new(seed: u64, disks: &Disks, trace: &Trace, limit: usize) -> Self {
         let random = Random::named(seed, "actors");
-        let inner =
-            Inner { random, answers: Vec::new(), open: BTreeMap::new(), seen: BTreeSet::new(), failing: 0, limit };
+        let inner = Inner {
+            random,
+            answers: Vec::new(),
+            open: BTreeMap::new(),
+            waits: Vec::new(),
+            seen: BTreeSet::new(),
+            failing: 0,
+            limit,
+        };
         Self {
             inner: Arc::new(Mutex::new(inner)),
             disks: disks.clone(),
@@ -91,6 +100,11 @@ impl Hub {
         std::mem::take(&mut self.inner.lock().answers)
     }
 
+    /// How long the messages decided since the last call had waited, in virtual milliseconds.
+    pub(super) fn waits(&self) -> Vec<u64> {
+        std::mem::take(&mut self.inner.lock().waits)
+    }
+
     /// A message was handed to the engine, with credit.
     pub(super) fn handed(&self, device: &DeviceId, session: u64, ticket: u64, payload: &[u8]) {
         let mut inner = self.inner.lock();
@@ -106,8 +120,8 @@ impl Hub {
         if !fresh {
             return;
         }
-        inner.open.insert((device.clone(), session, ticket), payload.len());
-        let bytes: usize = inner.open.values().sum();
+        inner.open.insert((device.clone(), session, ticket), (payload.len(), Instant::now()));
+        let bytes: usize = inner.open.values().map(|(bytes, _)| bytes).sum();
         if bytes > inner.limit {
             let limit = inner.limit;
             drop(inner);
@@ -190,7 +204,12 @@ impl OutcomeSink for Sink {
     fn decided(&self, ticket: u64, outcome: Outcome) {
         let Self { hub, device, session, payload } = self;
         note!(hub.trace, "{device} <- outcome {ticket} {outcome:?}");
-        hub.inner.lock().open.remove(&(device.clone(), *session, ticket));
+        {
+            let mut inner = hub.inner.lock();
+            if let Some((_, since)) = inner.open.remove(&(device.clone(), *session, ticket)) {
+                inner.waits.push(since.elapsed().as_millis() as u64);
+            }
+        }
         if let (Outcome::Stored, Some(payload)) = (&outcome, payload) {
             let ledger = hub.disks.ledger.lock();
             let durable = match read_frame_header(payload) {

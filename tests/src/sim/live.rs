@@ -154,6 +154,11 @@ impl Live {
         tokio::time::timeout(Duration::from_secs(120), wait).await.unwrap_or(false)
     }
 
+    /// How many devices are awake.
+    pub(super) fn awake(&self) -> usize {
+        self.node.shards().iter().map(|shard| shard.awake_count()).sum()
+    }
+
     /// The device side.
     pub(super) fn node(&self) -> &Node {
         &self.node

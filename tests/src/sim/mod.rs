@@ -9,6 +9,7 @@
 //! - `disk.rs`: log, state and files with faults; `hub.rs`: the engine's way out; `media.rs`: a device's storage.
 //! - `machine.rs`, `device.rs`, `edge_device.rs`, `plain_device.rs`: devices with the real agent and outbox, or with a plain client.
 //! - `ledger.rs`, `reference.rs`, `tables.rs`, `oracle.rs`: what is true, and whether the engine and its files agree.
+//! - `soak.rs`: what the engine keeps, day by day, in a world that lasts for weeks.
 //! - `trace.rs`: what happened; `shrink.rs`: the smallest world that still fails.
 //!
 //! Absent: raft-engine, SlateDB and the local file system (each has its own tests under the ports that are simulated
@@ -32,12 +33,14 @@ mod project;
 mod random;
 mod reference;
 mod shrink;
+mod soak;
 mod tables;
 mod trace;
 mod world;
 
 pub use params::{Fault, Params};
 pub use shrink::shrink;
+pub use soak::{Life, Look, Soak};
 pub use trace::Trace;
 
 /// How a world went.
@@ -57,9 +60,14 @@ pub struct Report {
 
 /// Runs one world.
 pub fn run(params: &Params, keep_trace: bool) -> Report {
+    observed(params, keep_trace, Soak::default())
+}
+
+/// Runs one world, and lets `soak` look at it.
+pub fn observed(params: &Params, keep_trace: bool, soak: Soak) -> Report {
     let trace = Trace::new(keep_trace);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        world::World::new(params, &trace).run();
+        world::World::new(params, &trace, soak).run();
     }));
     if let Err(panic) = outcome {
         let text = panic.downcast_ref::<String>().cloned();

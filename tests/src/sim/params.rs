@@ -73,6 +73,11 @@ impl Fault {
         Self::Garbage,
     ];
 
+    /// Whether it makes the engine end and start again.
+    pub fn ends_the_engine(self) -> bool {
+        matches!(self, Self::Kill | Self::KillAtIo | Self::Files | Self::State)
+    }
+
     fn name(self) -> String {
         format!("{self:?}").to_lowercase()
     }

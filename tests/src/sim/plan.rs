@@ -6,6 +6,9 @@ use super::params::{Fault, Params};
 use super::random::Random;
 use super::world::Event;
 
+/// Milliseconds of a day.
+const DAY: i64 = 86_400_000;
+
 /// Events and how long after a moment they happen, in milliseconds.
 type Timed = Vec<(i64, Event)>;
 
@@ -27,9 +30,12 @@ pub(super) fn events(params: &Params) -> Vec<(i64, Event)> {
             events.push((when, Event::Record(at)));
         }
     }
+    // A long world has as much trouble on each of its days as a short one in all, and is looked at once a day.
+    let days = (end / DAY).max(1) as u64;
+    events.extend((1..=end / DAY).map(|day| (day * DAY - 1, Event::Look)));
     let mut some = |fault: Fault, most: u64, make: &mut dyn FnMut(&mut Random, usize) -> Timed| {
         let mut random = Random::named(params.seed, &format!("{fault:?}"));
-        let count = random.between(1, most);
+        let count = random.between(1, most) * days;
         let has = params.has(fault);
         for _ in 0..count {
             let when = random.below(end as u64) as i64;

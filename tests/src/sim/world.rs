@@ -18,6 +18,7 @@ use super::machine::Machine;
 use super::params::{Fault, Params};
 use super::plain_device::PlainDevice;
 use super::random::Random;
+use super::soak::Soak;
 use super::trace::Trace;
 use super::{oracle, plan};
 use crate::note;
@@ -73,6 +74,8 @@ pub(super) enum Event {
     Full(bool),
     /// Somebody asks for a barrier.
     Barrier(bool),
+    /// Somebody looks at what the engine keeps.
+    Look,
     /// Trouble is over.
     Calm,
 }
@@ -93,6 +96,7 @@ pub(super) struct World {
     life: u64,
     /// Lives after everything is settled: the engine has to find everything again.
     encores: u64,
+    soak: Soak,
 }
 
 enum End {
@@ -102,7 +106,7 @@ enum End {
 
 impl World {
     /// The world of these parameters.
-    pub(super) fn new(params: &Params, trace: &Trace) -> Self {
+    pub(super) fn new(params: &Params, trace: &Trace, soak: Soak) -> Self {
         let disks = Disks::new(params, trace);
         let hub = Hub::new(params.seed, &disks, trace, CREDIT);
         let ground = Ground {
@@ -139,6 +143,7 @@ impl World {
             calm_at: 0,
             life: 0,
             encores,
+            soak,
         };
         for (at, event) in plan::events(params) {
             this.schedule(at, event);
@@ -160,6 +165,7 @@ impl World {
             let end = LocalSet::new().block_on(&runtime, self.live());
             // As a kill would: nothing of it runs any more.
             drop(runtime);
+            self.soak.gone(self.now, self.life);
             self.ground.hub.reset();
             match end {
                 _ if self.ground.trace.is_wrong() => return,
@@ -227,6 +233,13 @@ impl World {
             let tries = self.now + self.random.below(500) as i64;
             self.schedule(tries, Event::Connect(at));
         }
+        let end = self.serve(&mut live).await;
+        self.soak.going();
+        end
+    }
+
+    async fn serve(&mut self, live: &mut Live) -> End {
+        let ground = self.ground.clone();
         loop {
             self.at(self.ground.clock.now());
             for (device, answer) in self.ground.hub.answers() {
@@ -237,14 +250,14 @@ impl World {
                     note!(self.ground.trace, "the engine is killed");
                     return End::Died;
                 }
-                self.handle(event, Some(&mut live));
+                self.handle(event, Some(live));
             }
             if self.ground.disks.dead() || self.ground.fatal.lock().is_some() || self.ground.trace.is_wrong() {
                 return End::Died;
             }
             if self.calm && self.now > self.calm_at + 46_500 && self.nodes.iter().all(|node| node.machine.is_settled())
             {
-                return self.settle(&live).await;
+                return self.settle(live).await;
             }
             if self.calm && self.now > self.calm_at + PATIENCE {
                 let waiting: Vec<_> =
@@ -450,6 +463,7 @@ impl World {
                 }
                 return;
             }
+            Event::Look => return self.soak.look(now, self.life, &self.ground, live.as_deref()),
             Event::Skew(skew) => return self.ground.clock.skew.store(skew, Ordering::Relaxed),
             Event::Kill => return,
             Event::Partition(on) => {

@@ -1,0 +1,241 @@
+//! An engine of one shard in memory, with a clock that moves only when it is told to.
+//!
+//! Everything a record passes on its way is what production runs: admission, the device's state machine, the
+//! committer, the shard log's records, tables and pipelines. Log, state and store are their adapters in memory; no
+//! thread runs, each step is taken here.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use actors::admission::Admission;
+use actors::committer::{BarrierPolicy, Progress, Step, Work};
+use actors::message::{Channel, Inbound, Ingress, Outcome, OutcomeSink, Reply};
+use actors::metrics::Metrics;
+use actors::node::Node;
+use actors::shard::Shard;
+use bytes::Bytes;
+use datafusion::prelude::SessionContext;
+use device::id::{DeviceId, ShardId};
+use device::payload::PayloadFormat;
+use device::schema::Catalog;
+use device::time::{SECOND, Timestamp};
+use futures::executor::block_on;
+use parking_lot::Mutex;
+use pipelines::runner::{Runner, Status};
+use sql::Project;
+use storage::durable::Durable;
+use storage::log::MemoryLog;
+use storage::state::{MemoryDisk, StateStore};
+use storage::store::Store;
+use storage::table::TableStore;
+
+use super::Failure;
+use crate::core::Silent;
+use crate::opener::{Opened, Opener};
+use crate::query;
+
+/// Nothing is due by itself: barriers stand where the test asks for them, and no device goes to sleep.
+const NEVER: Duration = Duration::from_secs(1 << 33);
+
+/// When a test begins whose first record has no time of its own: 2026-01-01T00:00:00Z.
+const START: i64 = 1_767_225_600 * SECOND;
+
+/// Bytes of messages that may be on their way.
+const CREDIT: usize = 64 << 20;
+
+/// Messages after which they are committed, so that credit returns.
+const COMMIT_AFTER: usize = 256;
+
+/// Memory for queries.
+const QUERY_MEMORY: u64 = 1 << 30;
+
+/// What became of messages, by ticket.
+#[derive(Debug, Default)]
+struct Outcomes(Mutex<BTreeMap<u64, Outcome>>);
+
+impl OutcomeSink for Outcomes {
+    fn decided(&self, ticket: u64, outcome: Outcome) {
+        self.0.lock().insert(ticket, outcome);
+    }
+}
+
+/// The engine of one test.
+pub(super) struct Lab {
+    pub(super) project: Arc<Project>,
+    catalog: Arc<Catalog>,
+    node: Node,
+    shard: Arc<Shard>,
+    runner: Runner,
+    progress: Progress,
+    work: Work,
+    committed: Arc<Mutex<VecDeque<Durable>>>,
+    statuses: [Arc<Status>; 1],
+    tables: TableStore,
+    clock: Arc<AtomicI64>,
+    outcomes: Arc<Outcomes>,
+    tickets: u64,
+    open: usize,
+    memory: Arc<datafusion::execution::runtime_env::RuntimeEnv>,
+}
+
+impl Lab {
+    /// An engine that has seen nothing, at the time 0.
+    pub(super) async fn new(project: Arc<Project>) -> Result<Self, Failure> {
+        let catalog = Arc::new(project.catalog());
+        let metrics = Arc::new(Metrics::default());
+        let store = Store::memory("test").map_err(Failure::new)?;
+        let (clock, draws) = (Arc::new(AtomicI64::new(0)), AtomicU64::new(0));
+        let opener = Opener {
+            store: store.clone(),
+            log: Arc::new(MemoryLog::new()),
+            clock: {
+                let clock = clock.clone();
+                Arc::new(move || Timestamp(clock.load(Ordering::Relaxed)))
+            },
+            // Numbers that the engine draws are the same in every run.
+            random: Arc::new(move || 1 + draws.fetch_add(1, Ordering::Relaxed)),
+            downlink: Arc::new(Silent),
+            passivate_after: NEVER,
+        };
+        let id = ShardId(0);
+        let state = StateStore::over(Box::new(MemoryDisk::default().open()), id).await.map_err(Failure::new)?;
+        let opened = opener.shard(id, &Arc::new(state), &project, &catalog, &metrics).await.map_err(Failure::new)?;
+        let progress = Progress::new(opened.start());
+        let Opened { shard, runner, status, .. } = opened;
+        let committed: Arc<Mutex<VecDeque<Durable>>> = Arc::default();
+        let work = Work {
+            log: opener.log.clone(),
+            consumer: {
+                let committed = committed.clone();
+                Box::new(move |durable| {
+                    committed.lock().push_back(durable);
+                    true
+                })
+            },
+            clock: opener.clock.clone(),
+            policy: BarrierPolicy { checkpoint_every: NEVER, cut_every: NEVER, cut_bytes: u64::MAX },
+            catalog: project.fingerprint(),
+            metrics: metrics.clone(),
+            failed: Box::new(|_| {}),
+        };
+        let node = Node::start(vec![shard.clone()], Admission::new(CREDIT), metrics).await.map_err(Failure::new)?;
+        Ok(Self {
+            project,
+            catalog,
+            node,
+            shard,
+            runner,
+            progress,
+            work,
+            committed,
+            statuses: [status],
+            tables: TableStore::open(store),
+            clock,
+            outcomes: Arc::default(),
+            tickets: 0,
+            open: 0,
+            memory: query::runtime(QUERY_MEMORY).map_err(Failure::new)?,
+        })
+    }
+
+    /// What the engine takes for the time, in nanoseconds.
+    pub(super) fn now(&self) -> i64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    /// A device publishes a message that holds records up to the time `newest`; the clock is never behind it. The number
+    /// it gives is the one to ask [`Lab::refused`] with.
+    pub(super) async fn publish(
+        &mut self,
+        device: &DeviceId,
+        payload: Vec<u8>,
+        format: PayloadFormat,
+        newest: Option<i64>,
+    ) -> Result<u64, Failure> {
+        match newest {
+            Some(newest) => drop(self.clock.fetch_max(newest, Ordering::Relaxed)),
+            None => drop(self.clock.compare_exchange(0, START, Ordering::Relaxed, Ordering::Relaxed)),
+        }
+        self.tickets += 1;
+        let ticket = self.tickets;
+        let credit = self.node.admission().admit(payload.len().min(CREDIT)).await;
+        let mut inbound = Inbound {
+            channel: Channel::Telemetry,
+            payload: Bytes::from(payload),
+            format: Some(format),
+            received: Timestamp(self.now()),
+            session: 1,
+            reply: Some(Reply { sink: self.outcomes.clone(), ticket }),
+            credit,
+        };
+        loop {
+            let door = self.node.open(device).await;
+            match self.node.push(&door, inbound) {
+                Ok(()) => break,
+                Err(back) => inbound = back,
+            }
+        }
+        self.open += 1;
+        if self.open >= COMMIT_AFTER {
+            self.settle()?;
+        }
+        Ok(ticket)
+    }
+
+    /// Why a message was refused, if it was; it has to be committed.
+    pub(super) fn refused(&self, ticket: u64) -> Option<String> {
+        match self.outcomes.0.lock().remove(&ticket) {
+            Some(Outcome::Stored) => None,
+            Some(Outcome::Refused { text, .. }) => Some(text),
+            None => Some("the engine gave no answer".to_owned()),
+        }
+    }
+
+    /// Commits everything that was published, and hands it to tables and pipelines.
+    pub(super) fn settle(&mut self) -> Result<(), Failure> {
+        self.open = 0;
+        loop {
+            match self.shard.committer.step(&mut self.progress, &self.work) {
+                Step::Worked => {}
+                Step::Idle(_) => break,
+                Step::Away(_) | Step::Ended => return Err(Failure::new("the log in memory refuses appends")),
+            }
+            loop {
+                let next = self.committed.lock().pop_front();
+                let Some(durable) = next else { break };
+                // In memory nothing waits.
+                block_on(self.runner.take(durable.position, &durable.record)).map_err(Failure::new)?;
+            }
+        }
+        self.runner.gather().map_err(Failure::new)
+    }
+
+    /// Closes all windows: time passes until every device has been silent for long enough.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        self.settle()?;
+        let windows = self.project.pipelines.iter().filter_map(|plan| Some((plan.window.as_ref()?, plan.lateness_ns)));
+        let longest = windows.map(|(window, lateness)| window.size_ns.saturating_add(lateness)).max().unwrap_or(0);
+        let later = self.now().saturating_add(pipelines::HOLD).saturating_add(longest).saturating_add(SECOND);
+        self.clock.store(later, Ordering::Relaxed);
+        let mut barriers = self.node.barrier(false);
+        self.settle()?;
+        match barriers.pop().map(|mut barrier| barrier.try_recv()) {
+            Some(Ok(_)) => Ok(()),
+            _ => Err(Failure::new("the barrier did not come")),
+        }
+    }
+
+    /// A session over all tables as they are now.
+    pub(super) async fn session(&mut self) -> Result<SessionContext, Failure> {
+        self.settle()?;
+        let memory = self.memory.clone();
+        query::over_live(&self.tables, &self.project, &self.catalog, &self.statuses, memory).await.map_err(Failure::new)
+    }
+
+    /// Ends its actors.
+    pub(super) async fn end(&mut self) {
+        self.node.stop().await;
+    }
+}

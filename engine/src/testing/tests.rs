@@ -1,0 +1,150 @@
+//! Scripts that pass, fail and are written anew, each in a folder of its own.
+
+use super::*;
+
+const PROJECT: &str = "
+CREATE STREAM telemetry (t DOUBLE OPTIONS (id = 1), s TEXT OPTIONS (id = 2), l BIGINT[] OPTIONS (id = 3))
+  WITH (version = '1.0', lateness = INTERVAL '5 seconds');
+CREATE STREAM doors (open BOOLEAN OPTIONS (id = 1)) WITH (version = '1.0', schema = 2);
+CREATE PIPELINE m AS SELECT device, tumble(ts, INTERVAL '1 minute') AS w, avg(t) AS a, count(*) AS n
+FROM telemetry GROUP BY device, w;
+";
+
+async fn go(files: &[(&str, &str)], update: bool) -> (Vec<Report>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("p.sql"), PROJECT).unwrap();
+    for (name, text) in files {
+        std::fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let mut reports = Vec::new();
+    for (file, folder) in find(&[dir.path().to_owned()]).unwrap() {
+        reports.push(run(file, load(&folder).unwrap(), update).await);
+    }
+    (reports, dir)
+}
+
+async fn fails(script: &str) -> String {
+    let (reports, _) = go(&[("a.slt", script)], false).await;
+    reports[0].failure.clone().unwrap()
+}
+
+#[tokio::test]
+async fn records_pass_the_whole_engine() {
+    let script = "
+statement count 4
+INSERT INTO telemetry (device, ts, epoch, seq, t) VALUES
+  ('a', '2026-01-01T00:00:10Z', 7, 1, 20.0), ('a', '2026-01-01T00:00:20Z', 7, 2, 22.0),
+  ('a', '2026-01-01T00:00:20Z', 7, 2, 22.0), ('b', '2026-01-01T00:01:00Z', 7, 1, NULL)
+
+query TIRB
+SELECT device, seq, t, assured FROM telemetry ORDER BY device, seq
+----
+a 1 20.0 true
+a 2 22.0 true
+b 1 NULL true
+
+query I
+SELECT count(*) FROM m
+----
+0
+
+statement ok
+FLUSH
+
+query TTRI
+SELECT device, w, a, n FROM m ORDER BY device
+----
+a 2026-01-01T00:00:00Z 21.0 2
+b 2026-01-01T00:01:00Z NULL 1
+
+statement count 2
+COPY telemetry FROM 'data/recorded.ndjson'
+
+statement ok
+INSERT INTO doors (device, open) SELECT 'gate', NOT false
+
+query TTT
+SELECT device, s, l FROM telemetry WHERE s IS NOT NULL
+----
+c (empty) [1, 2]
+
+query TBT
+SELECT device, open, ts_ingest > ts FROM doors
+----
+gate true false
+";
+    let recorded = "{\"device\":\"c\",\"ts\":\"2026-02-01T00:00:00Z\",\"s\":\"\",\"l\":[1,2]}\n\n{\"device\":\"c\",\"ts\":1769904001000000000}\n";
+    let (reports, _) = go(&[("tests/a.slt", script), ("tests/data/recorded.ndjson", recorded)], false).await;
+    assert_eq!(reports.len(), 1);
+    assert_eq!(reports[0].failure, None, "{}", reports[0].failure.as_deref().unwrap_or_default());
+    assert_eq!(reports[0].records, 9);
+}
+
+#[tokio::test]
+async fn a_failure_names_its_place_and_shows_what_differs() {
+    let text = fails("query I\nSELECT 1\n----\n2\n").await;
+    assert!(text.contains("-   2") && text.contains("+   1") && text.contains("a.slt:1"), "{text}");
+    for (script, says) in [
+        (
+            "statement ok\nINSERT INTO nothing (device) VALUES ('a')\n",
+            "there is no stream `nothing`; there are: telemetry, doors",
+        ),
+        ("statement ok\nINSERT INTO m (device) VALUES ('a')\n", "`m` is a pipeline"),
+        ("statement ok\nINSERT INTO telemetry (device, tt) VALUES ('a', 1)\n", "has no field `tt`"),
+        (
+            "statement ok\nINSERT INTO telemetry (device) VALUES ('a', 1)\n",
+            "1 columns are named, and each row has 2 values",
+        ),
+        ("statement ok\nINSERT INTO telemetry (t) VALUES (1)\n", "`device` is missing"),
+        ("statement ok\nINSERT INTO telemetry (device) VALUES ('a b')\n", "device \"a b\""),
+        ("statement ok\nINSERT INTO telemetry (device, t) VALUES ('a', 'warm')\n", "column `t`"),
+        ("statement ok\nCOPY telemetry FROM 'gone.ndjson'\n", "gone.ndjson: cannot be read"),
+        ("statement ok\nDELETE FROM telemetry\n", "DML not supported"),
+        ("statement nonsense\nSELECT 1\n", "a.slt:1"),
+        ("system ok\ntrue\n", "do not run programs"),
+    ] {
+        let text = fails(script).await;
+        assert!(text.contains(says), "{script}{text}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_engine_refuses_is_the_statements_error() {
+    let bad = "{\"device\":\"a\",\"t\":1}\n{\"device\":\"a\",\"t\":\"warm\"}\n";
+    let script = "statement error refused: .*bad.ndjson:2: .*`t`\nCOPY telemetry FROM 'bad.ndjson'\n\nquery T\nSELECT reason FROM _dead_letters\n----\nbad_field\n";
+    let (reports, _) = go(&[("a.slt", script), ("bad.ndjson", bad)], false).await;
+    assert_eq!(reports[0].failure, None, "{}", reports[0].failure.as_deref().unwrap_or_default());
+}
+
+#[tokio::test]
+async fn update_writes_the_results_in() {
+    let script = "# kept\nstatement ok\nINSERT INTO telemetry (device, ts, t) VALUES ('a', '2026-01-01T00:00:10Z', 20.5)\n\nquery TR\nSELECT device, t FROM telemetry\n----\nwrong\n";
+    let (reports, dir) = go(&[("a.slt", script), ("empty.slt", "")], true).await;
+    assert!(reports.iter().all(|report| report.failure.is_none()), "{reports:?}");
+    let text = std::fs::read_to_string(dir.path().join("a.slt")).unwrap();
+    assert_eq!(text, script.replace("wrong", "a 20.5"));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "nothing is left behind");
+}
+
+#[test]
+fn a_test_belongs_to_the_nearest_project() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |path: &str| dir.path().join(path);
+    std::fs::create_dir_all(at("p/tests/deep")).unwrap();
+    for file in ["p/a.sql", "p/tests/deep/x.slt", "p/y.SLT", "p/.hidden.slt"] {
+        std::fs::write(at(file), "").unwrap();
+    }
+    assert_eq!(find(&[at("p/tests/deep/x.slt")]).unwrap(), [(at("p/tests/deep/x.slt"), at("p"))]);
+    let all = find(&[at("p")]).unwrap();
+    assert_eq!(all, [(at("p/tests/deep/x.slt"), at("p")), (at("p/y.SLT"), at("p"))]);
+    assert!(find(&[at("nowhere")]).unwrap_err().to_string().contains("nowhere: cannot be read"));
+}
+
+#[tokio::test]
+async fn the_sample_project_is_as_its_test_says() {
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../pipelines/library/demo"));
+    let found = find(std::slice::from_ref(&folder)).unwrap();
+    let report = run(found[0].0.clone(), load(&folder).unwrap(), false).await;
+    assert_eq!(report.failure, None, "{}", report.failure.as_deref().unwrap_or_default());
+}
