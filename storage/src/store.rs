@@ -41,11 +41,15 @@ impl Store {
 
     /// Opens a data directory that must exist: for commands that only read.
     pub fn existing(root: &Path) -> Result<Self, StoreError> {
+        Self::at(root, true)
+    }
+
+    fn at(root: &Path, fsync: bool) -> Result<Self, StoreError> {
         let failed = |reason: String| StoreError::Directory { path: root.to_owned(), reason };
         let root = root.canonicalize().map_err(|error| failed(error.to_string()))?;
         let writing = object_store_14::local::LocalFileSystem::new_with_prefix(&root)
             .map_err(|error| failed(error.to_string()))?
-            .with_fsync(true);
+            .with_fsync(fsync);
         let reading =
             object_store::local::LocalFileSystem::new_with_prefix(&root).map_err(|error| failed(error.to_string()))?;
         let url = url_of(&root)?;
@@ -64,10 +68,9 @@ impl Store {
         Ok(Self { root, writing, reading, url })
     }
 
-    /// A store in memory for rows that are never cut into files: what is written cannot be read back.
-    pub fn memory(name: &str) -> Result<Self, StoreError> {
-        let writing = Arc::new(object_store_14::memory::InMemory::new());
-        Self::over(name, writing, Arc::new(object_store::memory::InMemory::new()))
+    /// A directory that must exist, for files that need not outlive the process: nothing is synced.
+    pub fn scratch(root: &Path) -> Result<Self, StoreError> {
+        Self::at(root, false)
     }
 
     /// The directory.

@@ -63,6 +63,7 @@ enum Command {
 }
 
 /// Why a command ends with a status other than 0.
+#[derive(Debug)]
 enum Exit {
     /// The thing asked for failed: status 1.
     Failed(String),

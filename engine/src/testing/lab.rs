@@ -1,13 +1,13 @@
 //! An engine of one shard in memory, with a clock that moves only when it is told to.
 //!
 //! Everything a record passes on its way is what production runs: admission, the device's state machine, the
-//! committer, the shard log's records, tables and pipelines. Log, state and store are their adapters in memory; no
-//! thread runs, each step is taken here.
+//! committer, the shard log's records, tables and pipelines. Log and state are their adapters in memory, files stand in
+//! a temporary folder; no thread runs, each step is taken here.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actors::admission::Admission;
 use actors::committer::{BarrierPolicy, Progress, Step, Work};
@@ -48,6 +48,9 @@ const CREDIT: usize = 64 << 20;
 /// Messages after which they are committed, so that credit returns.
 const COMMIT_AFTER: usize = 256;
 
+/// Real time that a message may take to its outcome.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Memory for queries.
 const QUERY_MEMORY: u64 = 1 << 30;
 
@@ -76,7 +79,9 @@ pub(super) struct Lab {
     clock: Arc<AtomicI64>,
     outcomes: Arc<Outcomes>,
     tickets: u64,
-    open: usize,
+    /// Messages that have no outcome yet.
+    undecided: Vec<u64>,
+    _files: tempfile::TempDir,
     memory: Arc<datafusion::execution::runtime_env::RuntimeEnv>,
 }
 
@@ -85,7 +90,8 @@ impl Lab {
     pub(super) async fn new(project: Arc<Project>) -> Result<Self, Failure> {
         let catalog = Arc::new(project.catalog());
         let metrics = Arc::new(Metrics::default());
-        let store = Store::memory("test").map_err(Failure::new)?;
+        let files = tempfile::tempdir().map_err(|e| Failure::new(format!("no folder for temporary files: {e}")))?;
+        let store = Store::scratch(files.path()).map_err(Failure::new)?;
         let (clock, draws) = (Arc::new(AtomicI64::new(0)), AtomicU64::new(0));
         let opener = Opener {
             store: store.clone(),
@@ -135,7 +141,8 @@ impl Lab {
             clock,
             outcomes: Arc::default(),
             tickets: 0,
-            open: 0,
+            undecided: Vec::new(),
+            _files: files,
             memory: query::runtime(QUERY_MEMORY).map_err(Failure::new)?,
         })
     }
@@ -177,9 +184,9 @@ impl Lab {
                 Err(back) => inbound = back,
             }
         }
-        self.open += 1;
-        if self.open >= COMMIT_AFTER {
-            self.settle()?;
+        self.undecided.push(ticket);
+        if self.undecided.len() >= COMMIT_AFTER {
+            self.settle().await?;
         }
         Ok(ticket)
     }
@@ -189,38 +196,47 @@ impl Lab {
         match self.outcomes.0.lock().remove(&ticket) {
             Some(Outcome::Stored) => None,
             Some(Outcome::Refused { text, .. }) => Some(text),
-            None => Some("the engine gave no answer".to_owned()),
+            None => Some("it is not decided yet".to_owned()),
         }
     }
 
     /// Commits everything that was published, and hands it to tables and pipelines.
-    pub(super) fn settle(&mut self) -> Result<(), Failure> {
-        self.open = 0;
+    pub(super) async fn settle(&mut self) -> Result<(), Failure> {
+        let began = Instant::now();
         loop {
             match self.shard.committer.step(&mut self.progress, &self.work) {
                 Step::Worked => {}
-                Step::Idle(_) => break,
+                Step::Idle(_) if self.is_settled() => break,
+                // A device that wakes up reads its state first.
+                Step::Idle(_) if began.elapsed() < PATIENCE => tokio::task::yield_now().await,
+                Step::Idle(_) => return Err(Failure::new(format!("no outcome of a message within {PATIENCE:?}"))),
                 Step::Away(_) | Step::Ended => return Err(Failure::new("the log in memory refuses appends")),
             }
             loop {
                 let next = self.committed.lock().pop_front();
                 let Some(durable) = next else { break };
-                // In memory nothing waits.
+                // Nothing of it waits for a timer.
                 block_on(self.runner.take(durable.position, &durable.record)).map_err(Failure::new)?;
             }
         }
         self.runner.gather().map_err(Failure::new)
     }
 
+    fn is_settled(&mut self) -> bool {
+        let outcomes = self.outcomes.0.lock();
+        self.undecided.retain(|ticket| !outcomes.contains_key(ticket));
+        self.undecided.is_empty()
+    }
+
     /// Closes all windows: time passes until every device has been silent for long enough.
-    pub(super) fn flush(&mut self) -> Result<(), Failure> {
-        self.settle()?;
+    pub(super) async fn flush(&mut self) -> Result<(), Failure> {
+        self.settle().await?;
         let windows = self.project.pipelines.iter().filter_map(|plan| Some((plan.window.as_ref()?, plan.lateness_ns)));
         let longest = windows.map(|(window, lateness)| window.size_ns.saturating_add(lateness)).max().unwrap_or(0);
         let later = self.now().saturating_add(pipelines::HOLD).saturating_add(longest).saturating_add(SECOND);
         self.clock.store(later, Ordering::Relaxed);
         let mut barriers = self.node.barrier(false);
-        self.settle()?;
+        self.settle().await?;
         match barriers.pop().map(|mut barrier| barrier.try_recv()) {
             Some(Ok(_)) => Ok(()),
             _ => Err(Failure::new("the barrier did not come")),
@@ -229,7 +245,7 @@ impl Lab {
 
     /// A session over all tables as they are now.
     pub(super) async fn session(&mut self) -> Result<SessionContext, Failure> {
-        self.settle()?;
+        self.settle().await?;
         let memory = self.memory.clone();
         query::over_live(&self.tables, &self.project, &self.catalog, &self.statuses, memory).await.map_err(Failure::new)
     }

@@ -186,7 +186,7 @@ impl AsyncDB for Database {
             Statement::Insert { stream, columns, rows } => insert(&mut lab, &stream, &columns, &rows).await,
             Statement::Copy { stream, file } => copy(&mut lab, &stream, &self.folder.join(file)).await,
             Statement::Flush => {
-                lab.flush()?;
+                lab.flush().await?;
                 Ok(DBOutput::StatementComplete(0))
             }
             Statement::Query => select(&mut lab, text).await,
@@ -252,7 +252,7 @@ async fn publish(lab: &mut Lab, rows: Vec<(String, Publish)>) -> Result<DBOutput
     for (place, Publish { device, payload, format, time }) in rows {
         tickets.push((place, lab.publish(&device, payload, format, time).await?));
     }
-    lab.settle()?;
+    lab.settle().await?;
     let count = tickets.len() as u64;
     let refused: Vec<String> = tickets
         .into_iter()

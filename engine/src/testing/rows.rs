@@ -1,8 +1,9 @@
 //! From the rows of a query, or the lines of a file, to the payloads that devices would have published.
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::compute::cast;
+use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Float32Type, Float64Type, Int64Type, TimestampNanosecondType, UInt64Type};
+use arrow::util::display::FormatOptions;
 use ciborium::Value;
 use device::id::DeviceId;
 use device::payload::{PayloadFormat, parse_rfc3339};
@@ -11,6 +12,9 @@ use sql::StreamDecl;
 use storage::schema::{data_type, timestamp};
 
 use super::Failure;
+
+/// A value that does not fit its column is an error, not NULL.
+const STRICT: CastOptions<'static> = CastOptions { safe: false, format_options: FormatOptions::new() };
 
 /// What a device publishes.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ pub(super) fn of_batch(stream: &StreamDecl, columns: &[String], batch: &RecordBa
     }
     let typed = |(name, array): (&String, &ArrayRef)| -> Result<ArrayRef, Failure> {
         let kind = kind_of(stream, name, array.data_type())?;
-        cast(array, &kind).map_err(|e| Failure::new(format!("column `{name}`: {e}")))
+        cast_with_options(array, &kind, &STRICT).map_err(|e| Failure::new(format!("column `{name}`: {e}")))
     };
     let arrays = columns.iter().zip(batch.columns()).map(typed).collect::<Result<Vec<_>, _>>()?;
     let at = |wanted: &str| columns.iter().position(|name| name == wanted).and_then(|at| arrays.get(at));

@@ -99,7 +99,7 @@ mod tests {
             ("INSERT INTO t (device) VALUES (1); SELECT 1", "one statement at a time"),
             ("COPY t TO 'x'", "write INSERT INTO"),
             ("COPY t (a) FROM 'x'", "without columns"),
-            ("INSERT banana", "banana"),
+            ("INSERT banana", "Expected: SELECT, VALUES"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");

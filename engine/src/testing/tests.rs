@@ -112,7 +112,7 @@ async fn a_failure_names_its_place_and_shows_what_differs() {
 #[tokio::test]
 async fn what_the_engine_refuses_is_the_statements_error() {
     let bad = "{\"device\":\"a\",\"t\":1}\n{\"device\":\"a\",\"t\":\"warm\"}\n";
-    let script = "statement error refused: .*bad.ndjson:2: .*`t`\nCOPY telemetry FROM 'bad.ndjson'\n\nquery T\nSELECT reason FROM _dead_letters\n----\nbad_field\n";
+    let script = "statement error refused: .*bad.ndjson:2: .*`t`\nCOPY telemetry FROM 'bad.ndjson'\n\nquery T\nSELECT reason FROM _dead_letters\n----\nschema_mismatch\n";
     let (reports, _) = go(&[("a.slt", script), ("bad.ndjson", bad)], false).await;
     assert_eq!(reports[0].failure, None, "{}", reports[0].failure.as_deref().unwrap_or_default());
 }
