@@ -47,3 +47,4 @@ pub use project::{DEFAULT_LATENESS_NS, Granularity, Kind, PipelinePlan, Project,
 pub use render::{render_all, render_json};
 pub use session::{session, session_state};
 pub use source::{LoadError, SourceFile, load};
+pub use stream::PARTITION_COLUMNS;

@@ -11,7 +11,7 @@ use crate::project::{DEFAULT_LATENESS_NS, StreamDecl};
 use crate::statement::{ColumnHead, StreamHead};
 
 /// Folders between a table and its files are columns for every reader of the files.
-pub(crate) const PARTITION_COLUMNS: [&str; 2] = ["date", "hour"];
+pub const PARTITION_COLUMNS: [&str; 2] = ["date", "hour"];
 
 const TYPES: &str = "the types are BOOLEAN, TINYINT, SMALLINT, INT, BIGINT (also UNSIGNED), REAL, DOUBLE, TEXT, BYTEA, \
                      DOUBLE[], BIGINT[] and ENUM('a', 'b')";

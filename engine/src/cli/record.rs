@@ -97,7 +97,7 @@ fn published(mut row: Map<String, Value>) -> Result<Map<String, Value>, Exit> {
     // Numbers that the engine drew itself are not the device's.
     let numbered = row.get("assured") == Some(&Value::Bool(true));
     let extra = row.remove("extra");
-    for column in SYSTEM_COLUMNS {
+    for column in SYSTEM_COLUMNS.into_iter().chain(sql::PARTITION_COLUMNS) {
         let keep = ["device", "ts"].contains(&column) || (numbered && ["epoch", "seq"].contains(&column));
         if !keep {
             row.remove(column);
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn a_row_becomes_what_was_published() {
         let row = r#"{"device":"a","epoch":7,"seq":1,"ts":"2026-01-01T00:00:10Z","ts_ingest":"2026-01-01T00:00:11Z",
-            "clock_q":0,"schema_minor":0,"flags":0,"assured":true,"extra":"{\"x\":[1]}","t":20.5}"#;
+            "date":"2026-01-01","hour":0,"clock_q":0,"schema_minor":0,"flags":0,"assured":true,"extra":"{\"x\":[1]}","t":20.5}"#;
         let row: Map<String, Value> = serde_json::from_str(row).unwrap();
         let whole = published(row.clone()).unwrap();
         let wanted = r#"{"device":"a","epoch":7,"seq":1,"ts":"2026-01-01T00:00:10Z","t":20.5,"x":[1]}"#;
