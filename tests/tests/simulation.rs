@@ -12,7 +12,7 @@ const FOUND: &str = include_str!("../seeds.txt");
 
 fn holds(params: &Params) {
     let report = run(params, false);
-    assert!(report.wrong.is_empty(), "{:#?}\nagain: cargo run --release --bin sim -- {params}", report.wrong);
+    assert!(report.wrong.is_empty(), "{:#?}\nagain: cargo sim {params}", report.wrong);
 }
 
 #[test]

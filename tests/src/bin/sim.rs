@@ -76,7 +76,7 @@ fn failed(report: &Report) {
     for wrong in &report.wrong {
         say(&format!("  {wrong}"));
     }
-    say(&format!("  again: cargo run --release --bin sim -- {}", report.params));
+    say(&format!("  again: cargo sim {}", report.params));
 }
 
 /// Runs a range of worlds on `jobs` threads.
@@ -136,5 +136,5 @@ fn planted(name: &str, from: u64, to: u64) -> Result<bool, String> {
 
 #[cfg(not(feature = "planted"))]
 fn planted(_: &str, _: u64, _: u64) -> Result<bool, String> {
-    Err("this build has no planted faults: build it with `--features tests/planted`".to_owned())
+    Err("this build has no planted faults: build it with `--package tests --features planted`".to_owned())
 }

@@ -40,6 +40,8 @@ struct Inner {
     /// What this life of the engine has seen: epoch and number, or 0 and the hash of a plain payload. A repetition
     /// gives its credit back at once, and is answered with its first copy.
     seen: BTreeSet<(DeviceId, u64, u64)>,
+    /// By device and epoch: every number up to here was durable when it was looked at, and what is durable stays so.
+    looked: BTreeMap<(DeviceId, u64), u64>,
     /// How often an actor fails when it answers, of a thousand.
     failing: u64,
     limit: usize,
@@ -71,6 +73,7 @@ impl Hub {
             open: BTreeMap::new(),
             waits: Vec::new(),
             seen: BTreeSet::new(),
+            looked: BTreeMap::new(),
             failing: 0,
             limit,
         };
@@ -137,9 +140,13 @@ impl Hub {
     /// I1: whatever an ack names is durable at this moment.
     fn check_acks(&self, device: &DeviceId, acks: &[ack::EpochAck]) {
         let ledger = self.disks.ledger.lock();
+        let mut inner = self.inner.lock();
         for ack in acks {
+            let upto = inner.looked.entry((device.clone(), ack.epoch.0)).or_default();
             let ranges = ack.ranges.iter().map(|(start, len)| (*start, start + len - 1));
-            for seq in std::iter::once((1, ack.cum)).chain(ranges).flat_map(|(from, to)| from..=to) {
+            let fresh = (*upto + 1, ack.cum);
+            *upto = ack.cum.max(*upto);
+            for seq in std::iter::once(fresh).chain(ranges).flat_map(|(from, to)| from..=to) {
                 if ledger.fate(device, ack.epoch.0, seq).is_none() {
                     let epoch = ack.epoch.0;
                     self.trace.wrong(format!("I1: {device} {epoch}/{seq} is acknowledged and not durable"));

@@ -17,6 +17,7 @@ use device::seq::Barrier;
 use engine::opener::{Opened, Opener};
 use parking_lot::Mutex;
 use pipelines::runner::{Runner, Status};
+use sql::Project;
 use storage::durable::Durable;
 use storage::state::StateStore;
 use storage::store::Store;
@@ -26,7 +27,7 @@ use super::device::Uplink;
 use super::disk::Disks;
 use super::hub::{Hub, SimClock, Sink};
 use super::params::{Fault, Params};
-use super::project::project;
+use super::project::{VERSIONS, project};
 use super::random::Random;
 use super::trace::Trace;
 use crate::note;
@@ -50,6 +51,8 @@ pub(super) struct Ground {
     pub(super) hub: Hub,
     /// The engine's clock.
     pub(super) clock: Arc<SimClock>,
+    /// The version of the project that the logs were written under: what the registry of a data directory keeps.
+    pub(super) version: Arc<Mutex<u64>>,
     /// Why the engine had to end, if it did.
     pub(super) fatal: Arc<Mutex<Option<String>>>,
 }
@@ -80,14 +83,18 @@ impl Live {
             downlink: Arc::new(ground.hub.clone()),
             passivate_after: Duration::from_secs(if sleepy { 2 } else { 3600 }),
         };
-        let project = project();
+        let mut states = Vec::new();
+        for id in (0..ground.params.shards).map(ShardId) {
+            let state = StateStore::over(ground.disks.state(id), id).await.map_err(|e| e.to_string())?;
+            states.push((id, Arc::new(state)));
+        }
+        let project = edited(ground, life, &opener, &states).await?;
         let catalog = Arc::new(project.catalog());
         let metrics = Arc::new(Metrics::default());
         let poke = Arc::new(Notify::new());
         let (mut shards, mut statuses) = (Vec::new(), Vec::new());
-        for id in (0..ground.params.shards).map(ShardId) {
-            let state = StateStore::over(ground.disks.state(id), id).await.map_err(|e| e.to_string())?;
-            let opened = opener.shard(id, &Arc::new(state), &project, &catalog, &metrics).await;
+        for (id, state) in states {
+            let opened = opener.shard(id, &state, &project, &catalog, &metrics).await;
             let opened = opened.map_err(|e| e.to_string())?;
             note!(ground.trace, "shard {id} is open: {:?}", opened.end);
             shards.push(opened.shard.clone());
@@ -163,6 +170,27 @@ impl Live {
     pub(super) fn node(&self) -> &Node {
         &self.node
     }
+}
+
+/// The project of this life. If it is another one than that of the last, everything that came under the old one is
+/// finished first, as the engine does it at start.
+async fn edited(
+    ground: &Ground,
+    life: u64,
+    opener: &Opener,
+    states: &[(ShardId, Arc<StateStore>)],
+) -> Result<Arc<Project>, String> {
+    let old = *ground.version.lock();
+    let mut random = Random::named(ground.params.seed, &format!("project {life}"));
+    let wanted = if ground.params.has(Fault::Edit) { random.below(VERSIONS) } else { old };
+    if wanted != old {
+        note!(ground.trace, "the project changes from version {old} to {wanted}");
+        for (id, state) in states {
+            opener.finish(*id, state, &project(old)).await.map_err(|e| e.to_string())?;
+        }
+        *ground.version.lock() = wanted;
+    }
+    Ok(project(wanted))
 }
 
 /// What a connection of the gateway does: takes credit, then hands over in order.

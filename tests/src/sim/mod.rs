@@ -13,7 +13,7 @@
 //! - `trace.rs`: what happened; `shrink.rs`: the smallest world that still fails.
 //!
 //! Absent: raft-engine, SlateDB and the local file system (each has its own tests under the ports that are simulated
-//! here), the gateway's sockets, and pipeline edits.
+//! here), and the gateway's sockets.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

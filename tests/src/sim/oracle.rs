@@ -101,7 +101,9 @@ fn compare(ground: &Ground, machines: &mut [&mut Machine]) -> Result<(), String>
     if ledger.given_up > 0 {
         ground.trace.wrong(format!("{} numbers are declared lost, and no device lost any", ledger.given_up));
     }
-    hot(ground, &reference, found.get("hot").unwrap_or(&empty));
+    for (name, expected) in [("hot", &reference.hot), ("extra", &reference.extra)] {
+        passed_on(ground, name, expected, found.get(name).unwrap_or(&empty));
+    }
     windows(ground, &reference, &found);
     Ok(())
 }
@@ -133,7 +135,8 @@ fn truth(ground: &Ground, machine: &mut Machine, telemetry: &[Row]) {
     }
 }
 
-fn hot(ground: &Ground, reference: &Reference, found: &[arrow::array::RecordBatch]) {
+/// A pipeline without windows has the rows that it should.
+fn passed_on(ground: &Ground, name: &str, expected: &[(String, i64, i64)], found: &[arrow::array::RecordBatch]) {
     let mut found: Vec<(String, i64, i64)> = found
         .iter()
         .flat_map(|batch| {
@@ -146,11 +149,11 @@ fn hot(ground: &Ground, reference: &Reference, found: &[arrow::array::RecordBatc
                 .collect::<Vec<_>>()
         })
         .collect();
-    let mut expected = reference.hot.clone();
+    let mut expected = expected.to_vec();
     found.sort();
     expected.sort();
     if found != expected {
-        ground.trace.wrong(format!("hot has {} rows and should have {}", found.len(), expected.len()));
+        ground.trace.wrong(format!("{name} has {} rows and should have {}", found.len(), expected.len()));
     }
 }
 

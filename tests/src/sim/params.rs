@@ -47,11 +47,13 @@ pub enum Fault {
     Sleep,
     /// Payloads that nobody can read, and names that are none.
     Garbage,
+    /// The pipeline project is another one when the engine starts again.
+    Edit,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Loss,
         Self::Delay,
         Self::Twice,
@@ -71,6 +73,7 @@ impl Fault {
         Self::Actor,
         Self::Sleep,
         Self::Garbage,
+        Self::Edit,
     ];
 
     /// Whether it makes the engine end and start again.
@@ -105,15 +108,21 @@ impl Params {
     pub fn of(seed: u64) -> Self {
         let mut random = Random::named(seed, "world");
         let quiet = random.chance(20);
-        let faults = Fault::ALL.into_iter().filter(|_| random.chance(450) && !quiet).collect();
-        Self {
+        let faults = Fault::ALL.into_iter().filter(|fault| *fault != Fault::Edit);
+        let faults = faults.filter(|_| random.chance(450) && !quiet).collect();
+        let mut this = Self {
             seed,
             shards: random.between(1, 2) as u16,
             devices: random.between(1, 5),
             records: random.between(5, 90),
             seconds: random.between(10, 90),
             faults,
+        };
+        // Drawn last, so that worlds that were there before it stay what they were but for this.
+        if random.chance(300) && !quiet {
+            this.faults.insert(Fault::Edit);
         }
+        this
     }
 
     /// Whether there is this kind of trouble.

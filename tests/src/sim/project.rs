@@ -1,4 +1,5 @@
-//! The pipeline project of all worlds: every kind of aggregate that keeps a state of its own.
+//! The pipeline projects of all worlds: every kind of aggregate that keeps a state of its own, and a pipeline that is
+//! there or not, one way or another.
 
 use std::sync::{Arc, OnceLock};
 
@@ -27,11 +28,20 @@ pub(super) const WINDOWED: [Windowed; 2] = [
 /// The pipeline without windows: rows of `telemetry` above this temperature.
 pub(super) const HOT: f64 = 60.0;
 
+/// How many versions of the project there are.
+pub(super) const VERSIONS: u64 = 3;
+
+/// Which rows of `telemetry` the pipeline `extra` of a version takes: those whose number this divides. In the first
+/// version there is no such pipeline.
+pub(super) fn extra(version: u64) -> Option<i64> {
+    [None, Some(2), Some(3)].get(version as usize).copied().flatten()
+}
+
 const AGGREGATES: &str = "count(*) AS c, sum(n) AS s, avg(temperature) AS a, min(temperature) AS low, \
     max(temperature) AS high, stddev(temperature) AS deviation, approx_percentile_cont(temperature, 0.5) AS middle, \
     count(DISTINCT status) AS d";
 
-fn text() -> String {
+fn text(version: u64) -> String {
     let windowed = WINDOWED.iter().map(|w| {
         let (name, size, lateness) = (w.name, w.size / SECOND, w.lateness / SECOND);
         let filter = if w.measured { "WHERE temperature IS NOT NULL" } else { "" };
@@ -45,18 +55,28 @@ fn text() -> String {
                   status TEXT OPTIONS (id = 3)) WITH (version = '1.0', schema = 1, partition = 'hour');\n";
     let hot =
         format!("CREATE PIPELINE hot AS SELECT device, ts, n, temperature FROM telemetry WHERE temperature > {HOT};\n");
-    format!("{stream}{}{hot}", windowed.collect::<String>())
+    let extra = extra(version).map_or(String::new(), |of| {
+        format!("CREATE PIPELINE extra AS SELECT device, ts, n FROM telemetry WHERE n % {of} = 0;\n")
+    });
+    format!("{stream}{}{hot}{extra}", windowed.collect::<String>())
 }
 
-/// The project, checked and planned once.
-pub(super) fn project() -> Arc<Project> {
-    static PROJECT: OnceLock<Arc<Project>> = OnceLock::new();
-    let checked = PROJECT.get_or_init(|| {
-        let files = [SourceFile { name: "sim.sql".to_owned(), text: text() }];
-        match sql::check(&files) {
-            Ok(project) => Arc::new(project),
-            Err(diagnostics) => panic!("{}", sql::render_all(&diagnostics, &files)),
-        }
-    });
-    checked.clone()
+/// A version of the project, checked and planned once.
+pub(super) fn project(version: u64) -> Arc<Project> {
+    static PROJECTS: OnceLock<Vec<Arc<Project>>> = OnceLock::new();
+    let checked = PROJECTS.get_or_init(|| (0..VERSIONS).map(check).collect());
+    checked[version as usize].clone()
+}
+
+fn check(version: u64) -> Arc<Project> {
+    let files = [SourceFile { name: "sim.sql".to_owned(), text: text(version) }];
+    match sql::check(&files) {
+        Ok(project) => Arc::new(project),
+        Err(diagnostics) => panic!("{}", sql::render_all(&diagnostics, &files)),
+    }
+}
+
+/// The version with this fingerprint.
+pub(super) fn version(fingerprint: u64) -> Option<u64> {
+    (0..VERSIONS).find(|version| project(*version).fingerprint() == fingerprint)
 }

@@ -11,7 +11,7 @@ use pipelines::SLACK;
 use storage::rows::RowBuilder;
 
 use super::ledger::Ledger;
-use super::project::{HOT, WINDOWED, Windowed, project};
+use super::project::{self, HOT, WINDOWED, Windowed, project};
 use super::tables::{floats, integers, texts};
 
 /// A row of `telemetry`.
@@ -67,6 +67,8 @@ pub(super) struct Reference {
     pub(super) windows: BTreeMap<Key, Window>,
     /// Rows of the pipeline without windows: device, ts, n.
     pub(super) hot: Vec<(String, i64, i64)>,
+    /// Rows of the pipeline that is not in every version of the project.
+    pub(super) extra: Vec<(String, i64, i64)>,
 }
 
 impl Reference {
@@ -80,11 +82,13 @@ impl Reference {
     }
 
     fn shard(&mut self, ledger: &Ledger, shard: ShardId) -> Result<(), String> {
-        let mut builder = RowBuilder::new(Arc::new(project().catalog()));
+        let mut builder = RowBuilder::new(Arc::new(project(0).catalog()));
         // Newest time and frontier of each device.
         let mut marks: BTreeMap<String, (i64, i64)> = BTreeMap::new();
         let mut now = i64::MIN;
         let mut own: BTreeMap<Key, Window> = BTreeMap::new();
+        // Since the last barrier: what the next one closes was read under the project that it names.
+        let mut fresh: Vec<Row> = Vec::new();
         for record in ledger.log(shard) {
             match &record.body {
                 LogBody::Batch(entries) => {
@@ -93,12 +97,18 @@ impl Reference {
                     }
                     for (table, batch) in builder.finish().map_err(|e| e.to_string())? {
                         if &*table == "telemetry" {
+                            fresh.extend(rows(&batch));
                             self.telemetry(&batch, &mut marks, &mut own);
                         }
                         self.tables.entry(table.to_string()).or_default().push(batch);
                     }
                 }
-                LogBody::Barrier { .. } => {
+                LogBody::Barrier { catalog, .. } => {
+                    let version = project::version(*catalog);
+                    let version = version.ok_or_else(|| format!("a barrier of an unknown project {catalog}"))?;
+                    let of = project::extra(version);
+                    let taken = fresh.drain(..).filter(|row| of.is_some_and(|of| row.n % of == 0));
+                    self.extra.extend(taken.map(|row| (row.device, row.ts, row.n)));
                     now = now.max(record.time.0);
                     for (newest, frontier) in marks.values_mut() {
                         *frontier = (*frontier).max(newest.saturating_sub(SLACK).min(now));

@@ -115,6 +115,7 @@ impl World {
             hub,
             disks,
             clock: Arc::new(SimClock::default()),
+            version: Arc::default(),
             fatal: Arc::default(),
         };
         let mut random = Random::named(params.seed, "network");
