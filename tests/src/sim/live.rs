@@ -36,7 +36,7 @@ use crate::note;
 const QUEUE: usize = 4;
 
 /// Bytes that may be in flight: few, so that credit runs out.
-pub(super) const CREDIT: usize = 8 << 10;
+pub(super) const CREDIT: usize = 1 << 10;
 
 /// What the parts of a world share with the engine.
 #[derive(Clone)]

@@ -26,6 +26,9 @@ use crate::note;
 /// How long a world may take to come to rest when trouble is over, in milliseconds.
 const PATIENCE: i64 = 900_000;
 
+/// How often an actor fails when it answers, of a thousand.
+const FAILING: u64 = 30;
+
 /// A device and its connection.
 struct Node {
     machine: Machine,
@@ -109,6 +112,9 @@ impl World {
     pub(super) fn new(params: &Params, trace: &Trace, soak: Soak) -> Self {
         let disks = Disks::new(params, trace);
         let hub = Hub::new(params.seed, &disks, trace, CREDIT);
+        if params.has(Fault::Actor) {
+            hub.set_failing(FAILING);
+        }
         let ground = Ground {
             params: params.clone(),
             trace: trace.clone(),
