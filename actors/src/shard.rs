@@ -236,20 +236,27 @@ impl Shard {
 
     /// The last durable state of a device.
     pub(crate) async fn load(&self, id: &DeviceId, after_failure: bool) -> Result<Device, ShardError> {
-        if after_failure {
-            // An entry of the failed actor may still be in the committer: restored without it, the device would
-            // admit a repeat of it once more.
-            let position = self.committer.gathering();
-            #[cfg(feature = "planted")]
-            let position = if device::planted::is("restart-without-waiting") { Position(0) } else { position };
-            while !self.committer.settled(position) {
-                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
-            }
+        if !after_failure {
+            return self.stored(id).await;
         }
+        // An entry of the failed actor may still be in the committer: restored without it, the device would admit a
+        // repeat of it once more.
+        let position = self.committer.gathering();
+        #[cfg(feature = "planted")]
+        let position = if device::planted::is("restart-without-waiting") { Position(0) } else { position };
+        while !self.committer.settled(position) {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        self.rebuilt(id, self.committer.durable()).await
+    }
+
+    /// A device as its last durable state and the log behind it up to `upto` make it.
+    async fn rebuilt(&self, id: &DeviceId, upto: Position) -> Result<Device, ShardError> {
+        // Before the state is read: a checkpoint that ends meanwhile makes the state newer, which does no harm, but
+        // not the log's part behind it longer.
+        let checkpoint = Position(self.checkpoint.load(Ordering::Acquire));
         let mut device = self.stored(id).await?;
-        if after_failure {
-            self.replay(&mut device, self.committer.durable())?;
-        }
+        self.replay(&mut device, checkpoint, upto)?;
         Ok(device)
     }
 
@@ -265,10 +272,10 @@ impl Shard {
             .map_err(|error| ShardError::Decode { what: format!("the state of device {id}"), error: error.to_string() })
     }
 
-    /// Applies what the log holds of one device behind the last checkpoint.
-    fn replay(&self, device: &mut Device, upto: Position) -> Result<(), ShardError> {
+    /// Applies what the log holds of one device behind `after`.
+    fn replay(&self, device: &mut Device, after: Position, upto: Position) -> Result<(), ShardError> {
         let id = device.id().clone();
-        self.scan(Position(self.checkpoint.load(Ordering::Acquire)), upto, |position, entries| {
+        self.scan(after, upto, |position, entries| {
             for entry in entries.iter().filter(|entry| entry.device == id) {
                 device.apply(position, entry);
             }
@@ -361,8 +368,11 @@ impl Shard {
         let parked: Vec<(DeviceId, Parked)> =
             self.parked.lock().iter().map(|(id, parked)| (id.clone(), parked.clone())).collect();
         for id in waiting {
-            let mut device = self.stored(&id).await?;
-            self.replay(&mut device, barrier)?;
+            let device = self.rebuilt(&id, barrier).await?;
+            // What it admitted behind the barrier is not in there, and nobody else remembers that it has changed.
+            if let Some(handle) = self.if_awake(&id) {
+                self.touch(&handle);
+            }
             devices.push((id, Bytes::from(device.snapshot())));
         }
         let answered: HashSet<DeviceId> = devices.iter().map(|(id, _)| id.clone()).collect();

@@ -27,7 +27,7 @@ use crate::note;
 const PATIENCE: i64 = 900_000;
 
 /// How often an actor fails when it answers, of a thousand.
-const FAILING: u64 = 30;
+const FAILING: u64 = 150;
 
 /// A device and its connection.
 struct Node {
