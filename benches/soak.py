@@ -89,10 +89,11 @@ def main():
         plan = ["--devices", str(o.devices), "--rounds", str(rounds), "--base-ns", str(base_ns), "--interval-ms", interval]
         load = Load(e.mqtt_port, [*plan, "--connections", "50", "--window", "1000", "--rate", str(o.rate), "--series",
                                   "--seconds", str(o.minutes * 60)])  # fmt: skip
-        while load.process.poll() is None:
+        # Not until it ends: its figures of every second fill the pipe to it before.
+        while load.process.poll() is None and time.monotonic() - load.began < o.minutes * 60:
             time.sleep(o.every)
             samples.append({"minute": round((time.monotonic() - load.began) / 60, 2)} | look(e))
-        sent = load.result(120)
+        sent = load.result(300)
         e.flush(300)
         c = duck(e.data, "telemetry")
         rows, distinct = c.execute("SELECT count(*), count(DISTINCT (device, seq)) FROM telemetry").fetchone()
