@@ -255,7 +255,7 @@ def wrong_packets(engine):
     """Bytes that are no MQTT, or not at this moment: the connection ends, and soon."""
     wrong = []
     first = {
-        "garbage": os.urandom(64),
+        "garbage": b"\xff" + os.urandom(63),
         "HTTP": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         "TLS hello": bytes.fromhex("16030100c8010000c40303") + os.urandom(64),
         "PUBLISH first": packet(0x30, text("a") + b"x"),
@@ -284,7 +284,8 @@ def wrong_packets(engine):
         "bad filter": packet(0x82, b"\0\1\0" + text("a/#/b") + b"\0"),
         "CONNACK from a client": packet(0x20, b"\0\0\0"),
         "type 0": packet(0x00, b""),
-        "random": os.urandom(5) + b"\xff" * 20,
+        # No length ends within four bytes; a random one could be that of a packet whose rest is awaited, and rightly.
+        "any type, endless length": os.urandom(1) + b"\xff" * 20,
     }
     for name, data in later.items():
         raw = Raw(engine.mqtt_port, f"wrong-{name}")
