@@ -19,6 +19,8 @@ mod torture;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// Stream processing for device telemetry: devices publish over MQTT, SQL pipelines downsample, Parquet comes out.
 #[derive(Debug, Parser)]
@@ -137,6 +139,22 @@ fn runtime(work: impl Future<Output = Result<(), Exit>>) -> Result<(), Exit> {
     // A query or upload that hangs must not keep the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result
+}
+
+/// What SIGINT or SIGTERM cancels, from now on.
+fn stop_at_signal() -> Result<CancellationToken, Exit> {
+    let stop = CancellationToken::new();
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Exit::failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Exit::failed)?;
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        stopped.cancel();
+    });
+    Ok(stop)
 }
 
 /// Text for people or JSON for programs.

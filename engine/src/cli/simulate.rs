@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use device::payload::Layout;
 use edge::mqtt::Protocol;
-use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::simulate::{self, Mode, SimulateConfig, SimulateTls};
 
-use super::{Exit, Output, print};
+use super::{Exit, Output, print, stop_at_signal};
 
 /// What the simulated devices speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -95,12 +94,8 @@ pub(super) async fn main(args: Args) -> Result<(), Exit> {
         prefix: args.prefix,
         ..SimulateConfig::new(args.mqtt)
     };
-    let stop = CancellationToken::new();
-    let interrupted = stop.clone();
-    tokio::spawn(async move {
-        let _ = tokio::signal::ctrl_c().await;
-        interrupted.cancel();
-    });
+    // Asked for before anything starts: an early signal must end in a report, too.
+    let stop = stop_at_signal()?;
     let report = simulate::run(config, clock::wall(), stop).await.map_err(|error| match error {
         simulate::SimulateError::Config(message) => Exit::Usage(message),
         error => Exit::failed(error),

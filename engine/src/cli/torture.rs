@@ -3,13 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-
 use crate::config::parse_bytes;
 use crate::torture::{self, TortureConfig, TortureError};
 
-use super::{Exit, Output, print};
+use super::{Exit, Output, print, stop_at_signal};
 
 /// Arguments of `weir torture`.
 #[derive(Debug, clap::Args)]
@@ -63,18 +60,7 @@ pub(super) async fn main(args: Args) -> Result<(), Exit> {
         rate: args.rate,
         disk: args.disk,
     };
-    let stop = CancellationToken::new();
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Exit::failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(Exit::failed)?;
-    let interrupted = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        interrupted.cancel();
-    });
-    let verdict = torture::run(config, stop).await.map_err(|error| match error {
+    let verdict = torture::run(config, stop_at_signal()?).await.map_err(|error| match error {
         TortureError::Config(message) => Exit::Usage(message),
         error => Exit::failed(error),
     })?;

@@ -18,16 +18,23 @@ use super::schedule::Settings;
 /// How often a process that should end is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// A process that was started so long ago has handlers for signals, however busy the machine is.
+const SETTLED: Duration = Duration::from_secs(5);
+
 /// A running child. Dropping it kills it.
 pub(super) struct Process {
     child: Child,
+    started: Instant,
 }
 
 impl Process {
     fn start(command: &mut Command) -> Result<Self, TortureError> {
         // A group of its own: Ctrl-C at the terminal is for us; we end our children in order.
         let child = command.stdin(Stdio::null()).process_group(0).spawn();
-        child.map(|child| Self { child }).map_err(|e| TortureError::Failed(format!("cannot start a process: {e}")))
+        let started = Instant::now();
+        child
+            .map(|child| Self { child, started })
+            .map_err(|e| TortureError::Failed(format!("cannot start a process: {e}")))
     }
 
     /// Sends a signal; a process that is gone already has no use for it.
@@ -35,6 +42,11 @@ impl Process {
         if let Ok(pid) = i32::try_from(self.child.id()) {
             let _ = kill(Pid::from_raw(pid), signal);
         }
+    }
+
+    /// Waits until it has had the time to ask for signals: until then, SIGINT ends a process as SIGKILL does.
+    pub(super) async fn listens(&self) {
+        tokio::time::sleep(SETTLED.saturating_sub(self.started.elapsed())).await;
     }
 
     /// Its exit status, if it has ended.

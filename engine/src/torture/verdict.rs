@@ -168,6 +168,7 @@ impl Torture {
     async fn stop_fleets(&mut self, wrong: &mut Vec<String>) -> Result<Vec<Report>, TortureError> {
         for fleet in &self.fleets {
             if let Some(process) = &fleet.process {
+                process.listens().await;
                 process.signal(Signal::SIGINT);
             }
         }
