@@ -30,7 +30,7 @@ pub(crate) const DEVICE: usize = 1;
 /// What is grouped by and what is aggregated, over the columns that the stage below gives.
 #[derive(Debug)]
 pub(crate) struct Aggregates {
-    /// Computes the window start, in nanoseconds.
+    /// Computes what [`Input::windows`] holds, in nanoseconds.
     pub(crate) window: Expr,
     /// The group keys besides device and window.
     pub(crate) others: Vec<Expr>,
@@ -82,7 +82,7 @@ impl Aggregates {
 /// Rows ready to be aggregated: everything evaluated.
 #[derive(Debug, Clone)]
 pub(crate) struct Input {
-    /// Start of each row's window.
+    /// Start of each row's window, or of its pane; for sessions the time of the row.
     pub(crate) windows: Int64Array,
     /// Device number and other keys.
     pub(crate) keys: Vec<ArrayRef>,
@@ -148,7 +148,7 @@ pub(crate) struct Table {
     accumulators: Vec<Box<dyn GroupsAccumulator>>,
     /// Whether the window start is among the keys, or one window is all there is.
     with_window: bool,
-    /// Group of each row of the batch at hand; kept for its memory.
+    /// Group of each row that was last added.
     numbers: Vec<usize>,
 }
 
@@ -174,6 +174,11 @@ impl Table {
 
     pub(crate) fn len(&self) -> usize {
         self.groups.len()
+    }
+
+    /// The group of each row that was last added.
+    pub(crate) fn numbers(&self) -> &[usize] {
+        &self.numbers
     }
 
     /// Bytes held.
@@ -239,6 +244,19 @@ impl Table {
     }
 }
 
+/// Merges state rows, in this order, and gives the final values of each group.
+pub(crate) fn evaluate<'a>(
+    aggregates: &Aggregates,
+    states: impl IntoIterator<Item = &'a RecordBatch>,
+) -> Result<RecordBatch, DataFusionError> {
+    let mut table = Table::of_windows(aggregates)?;
+    for batch in states {
+        table.merge(aggregates, batch)?;
+    }
+    let keys = table.take_keys(None)?;
+    table.into_values(keys)
+}
+
 fn accumulator(function: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumulator>, DataFusionError> {
     if let Some(percentiles) = Percentiles::of(function) {
         return Ok(Box::new(percentiles));
@@ -255,7 +273,7 @@ fn split(columns: &[ArrayRef], at: usize) -> Result<(&[ArrayRef], &[ArrayRef]), 
 }
 
 /// A batch whose columns are named by position.
-fn batch(columns: Vec<ArrayRef>) -> Result<RecordBatch, DataFusionError> {
+pub(crate) fn batch(columns: Vec<ArrayRef>) -> Result<RecordBatch, DataFusionError> {
     let fields: Vec<Field> =
         columns.iter().enumerate().map(|(i, c)| Field::new(format!("c{i}"), c.data_type().clone(), true)).collect();
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)

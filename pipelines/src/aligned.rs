@@ -1,24 +1,28 @@
-//! The window operator: rows in, groups of closed windows out.
+//! The window operator for windows that are aligned to the epoch: one after the other, or overlapping.
 //!
-//! Since the last barrier, rows are aggregated in one table per window (a *pane*); windows with only a few rows, as
-//! when a device brings home what it buffered for days, share one table keyed by the window too. At a barrier the
-//! tables are emptied: groups whose window is closed for their device are merged with what the [`Store`] has of them
-//! and come out as final values, exactly once; the rest becomes state rows in the store. A window of which everything
-//! lies in one pane and everybody has passed is evaluated without that detour.
+//! Since the last barrier, rows are aggregated in one table per *pane*, which is a window, or where windows overlap a
+//! part that they are made of; panes with only a few rows, as when a device brings home what it buffered for days,
+//! share one table keyed by the pane too. At a barrier the tables are emptied: groups whose window is closed for
+//! their device are merged with what the [`Store`] has of them and come out as final values, exactly once; the rest
+//! becomes state rows in the store. A window of which everything lies in one pane and everybody has passed is
+//! evaluated without that detour. Where windows overlap, a pane stays in the store until the last window that it is
+//! part of is closed.
 //!
 //! One slow device holds back nobody: closing is per device, and its rows wait in the store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch, UInt32Array};
+use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt32Array};
 use arrow::compute;
 use arrow::datatypes::UInt32Type;
 use datafusion::common::HashMap;
 use datafusion::error::DataFusionError;
+use sql::Kind;
 
-use crate::aggregate::{Aggregates, Input, Table};
-use crate::store::{Store, split};
+use crate::aggregate::{Aggregates, DEVICE, Input, Table, evaluate};
+use crate::operator::{Late, Operator};
+use crate::store::{Store, of_windows, split};
 use crate::watermark::Watermarks;
 use crate::window::Windows;
 
@@ -28,11 +32,8 @@ const PANES: usize = 8;
 /// Beyond that, a window gets a pane for this many rows in one go: a pane costs a few kilobytes.
 const PANE_ROWS: usize = 256;
 
-/// Rows that came after their window was closed, by device and window.
-pub(crate) type Late = BTreeMap<(u32, i64), u64>;
-
 /// Aggregates rows by window, device and other keys.
-pub(crate) struct Operator {
+pub(crate) struct Aligned {
     aggregates: Arc<Aggregates>,
     limits: Windows,
     panes: BTreeMap<i64, Table>,
@@ -42,48 +43,61 @@ pub(crate) struct Operator {
     store: Store,
 }
 
-impl Operator {
+impl Aligned {
     pub(crate) fn new(aggregates: Arc<Aggregates>, limits: Windows, store: Store) -> Self {
         Self { aggregates, limits, panes: BTreeMap::new(), sparse: None, sparse_windows: BTreeSet::new(), store }
-    }
-
-    pub(crate) fn store(&self) -> &Store {
-        &self.store
-    }
-
-    pub(crate) fn store_mut(&mut self) -> &mut Store {
-        &mut self.store
-    }
-
-    /// Groups open: an upper bound, one group may be in several places.
-    pub(crate) fn groups(&self) -> usize {
-        self.tables().map(Table::len).sum::<usize>() + self.store.rows()
-    }
-
-    /// Bytes held.
-    pub(crate) fn size(&self) -> usize {
-        self.tables().map(Table::size).sum::<usize>() + self.store.size()
-    }
-
-    /// Windows that are open.
-    pub(crate) fn windows(&self) -> Result<BTreeSet<i64>, DataFusionError> {
-        let mut all = self.sparse_windows.clone();
-        all.extend(self.panes.keys());
-        self.store.windows(&mut all)?;
-        Ok(all)
     }
 
     fn tables(&self) -> impl Iterator<Item = &Table> {
         self.panes.values().chain(&self.sparse)
     }
 
-    /// Aggregates rows; those whose window is closed for their device are counted in `late` instead.
-    pub(crate) fn update(&mut self, input: &Input, marks: &Watermarks, late: &mut Late) -> Result<(), DataFusionError> {
+    fn add(&mut self, start: i64, input: &Input) -> Result<(), DataFusionError> {
+        match self.panes.entry(start) {
+            std::collections::btree_map::Entry::Occupied(mut pane) => pane.get_mut().update(input),
+            std::collections::btree_map::Entry::Vacant(slot) => {
+                slot.insert(Table::of_window(&self.aggregates)?).update(input)
+            }
+        }
+    }
+
+    fn all_passed(&self, start: i64, keys: &[ArrayRef], marks: &Watermarks) -> bool {
+        let devices = keys.get(DEVICE).and_then(|k| k.as_primitive_opt::<UInt32Type>());
+        devices.is_some_and(|ids| ids.values().iter().all(|id| self.limits.closed(start, marks.frontier(*id))))
+    }
+}
+
+impl Operator for Aligned {
+    fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn store_mut(&mut self) -> &mut Store {
+        &mut self.store
+    }
+
+    fn groups(&self) -> usize {
+        self.tables().map(Table::len).sum::<usize>() + self.store.rows()
+    }
+
+    fn size(&self) -> usize {
+        self.tables().map(Table::size).sum::<usize>() + self.store.size()
+    }
+
+    fn windows(&self) -> Result<BTreeSet<i64>, DataFusionError> {
+        let mut all = self.sparse_windows.clone();
+        all.extend(self.panes.keys());
+        self.store.windows(&mut all)?;
+        Ok(all)
+    }
+
+    fn update(&mut self, input: &Input, marks: &Watermarks, late: &mut Late) -> Result<(), DataFusionError> {
         let starts = input.windows.values();
         let (Some(first), Some(last)) = (starts.iter().min().copied(), starts.iter().max().copied()) else {
             return Ok(());
         };
-        let maybe_late = self.limits.closed(first, marks.highest());
+        let limits = self.limits;
+        let maybe_late = limits.closed(limits.first_of_pane(first), marks.highest());
         if first == last && !maybe_late {
             return self.add(first, input);
         }
@@ -94,9 +108,19 @@ impl Operator {
         let mut parts: Vec<(i64, Vec<u32>)> = Vec::new();
         let mut slot = 0;
         for (row, (start, id)) in (0..).zip(starts.iter().zip(devices)) {
-            if maybe_late && self.limits.closed(*start, marks.frontier(*id)) {
-                *late.entry((*id, *start)).or_default() += 1;
-                continue;
+            if maybe_late {
+                let frontier = marks.frontier(*id);
+                let mut open = false;
+                for window in limits.of_pane(*start) {
+                    if !limits.closed(window, frontier) {
+                        open = true;
+                        break;
+                    }
+                    *late.entry((*id, window, limits.end(window))).or_default() += 1;
+                }
+                if !open {
+                    continue;
+                }
             }
             if parts.get(slot).is_none_or(|(s, _)| s != start) {
                 slot = *slots.entry(*start).or_insert_with(|| {
@@ -134,20 +158,10 @@ impl Operator {
         table.update(&part)
     }
 
-    fn add(&mut self, start: i64, input: &Input) -> Result<(), DataFusionError> {
-        match self.panes.entry(start) {
-            std::collections::btree_map::Entry::Occupied(mut pane) => pane.get_mut().update(input),
-            std::collections::btree_map::Entry::Vacant(slot) => {
-                slot.insert(Table::of_window(&self.aggregates)?).update(input)
-            }
-        }
-    }
-
-    /// At a barrier, after `marks` advanced: the groups of windows that are closed now, as key columns of a state row
-    /// and final values. Everything else goes to the store.
-    pub(crate) fn close(&mut self, marks: &Watermarks) -> Result<Vec<RecordBatch>, DataFusionError> {
+    fn close(&mut self, marks: &Watermarks, _: &mut Late) -> Result<Vec<RecordBatch>, DataFusionError> {
         let mut elsewhere = std::mem::take(&mut self.sparse_windows);
-        let due = self.panes.keys().any(|start| self.limits.closed(*start, marks.highest()));
+        let own = matches!(self.limits.kind(), Kind::Tumble);
+        let due = own && self.panes.keys().any(|start| self.limits.closed(*start, marks.highest()));
         if due {
             self.store.windows(&mut elsewhere)?;
         }
@@ -155,7 +169,7 @@ impl Operator {
         let mut fresh = Vec::new();
         for (start, mut pane) in std::mem::take(&mut self.panes) {
             let keys = pane.take_keys(Some(start))?;
-            let whole = !elsewhere.contains(&start) && self.limits.closed(start, marks.highest());
+            let whole = own && !elsewhere.contains(&start) && self.limits.closed(start, marks.highest());
             if whole && self.all_passed(start, &keys, marks) {
                 done.push(pane.into_values(keys)?);
             } else {
@@ -175,7 +189,7 @@ impl Operator {
             open.extend(parts.open);
         }
         if !closed.is_empty() {
-            done.push(self.finish(&closed)?);
+            done.push(evaluate(&self.aggregates, &closed)?);
         }
         let open = match open.first() {
             Some(first) => Some(compute::concat_batches(&first.schema(), &open)?),
@@ -185,21 +199,13 @@ impl Operator {
         Ok(done)
     }
 
-    /// Merges state rows and evaluates them.
-    pub(crate) fn finish<'a>(
-        &self,
-        states: impl IntoIterator<Item = &'a RecordBatch>,
-    ) -> Result<RecordBatch, DataFusionError> {
-        let mut table = Table::of_windows(&self.aggregates)?;
-        for batch in states {
-            table.merge(&self.aggregates, batch)?;
+    fn provisional(&self, marks: &Watermarks) -> Result<RecordBatch, DataFusionError> {
+        let limits = self.limits;
+        if let Kind::Tumble = limits.kind() {
+            return evaluate(&self.aggregates, self.store.batches());
         }
-        let keys = table.take_keys(None)?;
-        table.into_values(keys)
-    }
-
-    fn all_passed(&self, start: i64, keys: &[arrow::array::ArrayRef], marks: &Watermarks) -> bool {
-        let devices = keys.get(crate::aggregate::DEVICE).and_then(|k| k.as_primitive_opt::<UInt32Type>());
-        devices.is_some_and(|ids| ids.values().iter().all(|id| self.limits.closed(start, marks.frontier(*id))))
+        let open = |window, id| !limits.closed(window, marks.frontier(id));
+        let states = self.store.batches().map(|rows| of_windows(rows, limits, open)).collect::<Result<Vec<_>, _>>()?;
+        evaluate(&self.aggregates, &states)
     }
 }

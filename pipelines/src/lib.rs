@@ -5,7 +5,8 @@
 //! * [`Pipeline`] (`pipeline.rs`): one running query of one shard: rows in, closed windows out, state saved and
 //!   restored;
 //! * `plan.rs`: cuts DataFusion's physical plan at its aggregate; `stage.rs` evaluates what lies below and above it;
-//! * `operator.rs`: the window operator; `aggregate.rs` is its hash table over DataFusion's accumulators and
+//! * `operator.rs`: what a window operator is; `aligned.rs` for windows that follow the clock, `sessions.rs` for those
+//!   that end with a gap; `aggregate.rs` is their hash table over DataFusion's accumulators and
 //!   `digest.rs` its own accumulator for percentiles,
 //!   `store.rs` the states of windows that are still open;
 //! * `watermark.rs`, `window.rs`: pure decisions: how far a device is, what is due, closed or late;
@@ -21,12 +22,14 @@ pub mod output;
 pub mod runner;
 
 mod aggregate;
+mod aligned;
 mod checkpoint;
 mod digest;
 mod error;
 mod operator;
 mod pipeline;
 mod plan;
+mod sessions;
 mod stage;
 mod store;
 #[cfg(test)]

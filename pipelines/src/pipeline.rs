@@ -24,7 +24,7 @@ use sql::PipelinePlan;
 use crate::aggregate::{self, Input};
 use crate::checkpoint::{self, Identity};
 pub(crate) use crate::error::PipelineError;
-use crate::operator::{Late, Operator};
+use crate::operator::{self, Late, Operator};
 use crate::plan::{Cut, Windowed, cut};
 use crate::stage::Stage;
 use crate::store::Store;
@@ -69,7 +69,7 @@ pub struct Stats {
     pub rows: u64,
     /// Rows given out.
     pub emitted: u64,
-    /// Rows that came after their window was closed.
+    /// Rows that came after their window was closed; once for each such window.
     pub late_records: u64,
     /// Rows on which an expression failed.
     pub failed_records: u64,
@@ -103,7 +103,7 @@ pub struct Pipeline {
 
 enum Query {
     Rows { stage: Stage, now: i64, done: Vec<RecordBatch> },
-    Windows { cut: Box<Windowed>, operator: Box<Operator>, marks: Box<Watermarks>, late: Late },
+    Windows { cut: Box<Windowed>, operator: Box<dyn Operator>, marks: Box<Watermarks>, late: Late },
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -127,7 +127,7 @@ impl Pipeline {
         let query = match parts {
             Cut::Rows(stage) => Query::Rows { stage, now: i64::MIN, done: Vec::new() },
             Cut::Windows(cut) => {
-                let operator = Box::new(Operator::new(Arc::clone(&cut.aggregates), cut.windows, Store::default()));
+                let operator = operator::new(&cut.aggregates, cut.windows)?;
                 Query::Windows { cut, operator, marks: Box::default(), late: Late::default() }
             }
         };
@@ -209,19 +209,19 @@ impl Pipeline {
                 closed.rows = std::mem::take(done);
             }
             Query::Windows { cut, operator, marks, late } => {
-                // The rows were late by what held before this barrier.
-                for ((device, start), records) in std::mem::take(late) {
+                marks.advance(now.0, cut.windows);
+                let groups = operator.close(marks, late)?;
+                // Rows are late by what held before this barrier.
+                for ((device, start, end), records) in std::mem::take(late) {
                     self.stats.late_records += records;
                     closed.late.push(LateRow {
                         device: marks.name(device).unwrap_or_default().to_owned(),
                         window_start: Timestamp(start),
-                        window_end: Timestamp(cut.windows.end(start)),
+                        window_end: Timestamp(end),
                         records,
                         reason: LATE.to_owned(),
                     });
                 }
-                marks.advance(now.0, cut.windows);
-                let groups = operator.close(marks)?;
                 closed.rows.extend(finish(cut, marks, groups, &self.output)?);
                 if marks.crowded(self.keep) {
                     marks.forget(self.keep, &operator.store().devices()?);
@@ -269,7 +269,7 @@ impl Pipeline {
         if operator.store().rows() == 0 {
             return Ok(Vec::new());
         }
-        let groups = operator.finish(operator.store().batches())?;
+        let groups = operator.provisional(marks)?;
         Ok(finish(cut, marks, vec![groups], &self.output)?.into_iter().collect())
     }
 

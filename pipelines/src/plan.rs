@@ -10,12 +10,12 @@
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use datafusion::physical_expr::ScalarFunctionExpr;
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateInputMode, AggregateMode, aggregate_expressions};
 use futures::executor::block_on;
-use sql::PipelinePlan;
+use sql::{Kind, PipelinePlan};
 
 use crate::aggregate::Aggregates;
 use crate::error::PipelineError;
@@ -51,13 +51,14 @@ pub(crate) struct Windowed {
 
 /// Plans and cuts.
 pub(crate) fn cut(plan: &PipelinePlan, source: &SchemaRef) -> Result<Cut, PipelineError> {
-    let physical = block_on(sql::session_state().create_physical_plan(&plan.logical))?;
+    let physical =
+        block_on(sql::session_state_for(plan.window.as_ref().map(|w| w.kind)).create_physical_plan(&plan.logical))?;
     let output: Vec<usize> = (0..physical.schema().fields().len()).collect();
     let Some(window) = &plan.window else {
         return Ok(Cut::Rows(Stage::compile(&physical, &output, Leaf::Source)?));
     };
-    let windows = Windows::new(window.size_ns, plan.lateness_ns)
-        .ok_or_else(|| PipelineError::unsupported("a window without length or with a negative lateness"))?;
+    let windows = Windows::new(window, plan.lateness_ns)
+        .ok_or_else(|| PipelineError::unsupported("a window whose lengths are none"))?;
     let outer = outermost(&physical).ok_or_else(|| PipelineError::unsupported("a window without an aggregate"))?;
     let raw = raw(outer).ok_or_else(|| PipelineError::unsupported("an aggregate of an aggregate"))?;
     let group = raw.group_expr();
@@ -76,7 +77,7 @@ pub(crate) fn cut(plan: &PipelinePlan, source: &SchemaRef) -> Result<Cut, Pipeli
     let mut other_fields = Vec::new();
     for (at, ((expr, _), field)) in group.expr().iter().zip(schema.fields()).enumerate() {
         if at == window_at {
-            if !is_window(expr, raw.input(), source) {
+            if !is_window(expr, window.kind, raw.input(), source) {
                 return Err(PipelineError::unsupported("a window over another column than `ts`"));
             }
             window_expr = Some(Arc::clone(expr));
@@ -137,11 +138,16 @@ fn raw(plan: &Plan) -> Option<&AggregateExec> {
     matches!(below.mode().input_mode(), AggregateInputMode::Raw).then_some(below)
 }
 
-fn is_window(expr: &Arc<dyn datafusion::physical_expr::PhysicalExpr>, input: &Plan, source: &SchemaRef) -> bool {
+fn is_window(expr: &Arc<dyn PhysicalExpr>, kind: Kind, input: &Plan, source: &SchemaRef) -> bool {
+    let name = match kind {
+        Kind::Tumble => "date_bin",
+        Kind::Hop { .. } => "hop",
+        Kind::Session => "session",
+    };
     match origin(expr, input) {
         Some(Origin::Computed(expr, column)) => {
             let function = expr.downcast_ref::<ScalarFunctionExpr>().map(|f| f.fun().name());
-            function == Some("date_bin") && source.index_of("ts").ok() == Some(column)
+            function == Some(name) && source.index_of("ts").ok() == Some(column)
         }
         _ => false,
     }

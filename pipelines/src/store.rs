@@ -11,13 +11,15 @@
 //! decided from row counts alone, so every process decides the same.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use arrow::array::{BooleanArray, RecordBatch};
+use arrow::array::{BooleanArray, Int64Array, RecordBatch, UInt32Array};
 use arrow::compute;
 use bytes::Bytes;
 use datafusion::error::DataFusionError;
+use sql::Kind;
 
-use crate::aggregate::{Aggregates, Table, devices, windows};
+use crate::aggregate::{Aggregates, Table, WINDOW, devices, windows};
 use crate::checkpoint::to_ipc;
 use crate::error::PipelineError;
 use crate::watermark::Watermarks;
@@ -47,7 +49,8 @@ pub(crate) struct Store {
     segments: Vec<Segment>,
 }
 
-/// State rows whose window is closed for their device, and the others.
+/// State rows of windows that close now, and those that are still needed. A pane of overlapping windows may be in
+/// both: once for each window of it that closes, and as it is for the next ones.
 pub(crate) struct Split {
     pub(crate) closed: Option<RecordBatch>,
     pub(crate) open: Option<RecordBatch>,
@@ -55,6 +58,9 @@ pub(crate) struct Split {
 
 /// Parts state rows by whether their window is closed for their device.
 pub(crate) fn split(rows: RecordBatch, marks: &Watermarks, limits: Windows) -> Result<Split, DataFusionError> {
+    if let Kind::Hop { .. } = limits.kind() {
+        return split_panes(rows, marks, limits);
+    }
     let starts = windows(&rows)?.values();
     let ids = devices(&rows)?.values();
     let closed: BooleanArray =
@@ -68,6 +74,44 @@ pub(crate) fn split(rows: RecordBatch, marks: &Watermarks, limits: Windows) -> R
     }
     let open = compute::filter_record_batch(&rows, &compute::not(&closed)?)?;
     Ok(Split { closed: Some(compute::filter_record_batch(&rows, &closed)?), open: Some(open) })
+}
+
+fn split_panes(rows: RecordBatch, marks: &Watermarks, limits: Windows) -> Result<Split, DataFusionError> {
+    let closed = of_windows(&rows, limits, |window, id| {
+        limits.closed(window, marks.frontier(id)) && !limits.closed(window, marks.frontier_before(id))
+    })?;
+    let panes = windows(&rows)?.values().iter();
+    let needed: BooleanArray = panes
+        .zip(devices(&rows)?.values())
+        .map(|(pane, id)| Some(!limits.closed(limits.last_of_pane(*pane), marks.frontier(*id))))
+        .collect();
+    let open = match needed.true_count() {
+        0 => None,
+        all if all == rows.num_rows() => Some(rows),
+        _ => Some(compute::filter_record_batch(&rows, &needed)?),
+    };
+    Ok(Split { closed: Some(closed).filter(|c| c.num_rows() > 0), open })
+}
+
+/// The states of panes as states of the windows they are part of, as far as `wanted` takes window and device.
+pub(crate) fn of_windows(
+    rows: &RecordBatch,
+    limits: Windows,
+    wanted: impl Fn(i64, u32) -> bool,
+) -> Result<RecordBatch, DataFusionError> {
+    let (mut starts, mut from) = (Vec::new(), Vec::new());
+    for (row, (pane, id)) in (0..).zip(windows(rows)?.values().iter().zip(devices(rows)?.values())) {
+        for window in limits.of_pane(*pane).filter(|window| wanted(*window, *id)) {
+            starts.push(window);
+            from.push(row);
+        }
+    }
+    let taken = compute::take_record_batch(rows, &UInt32Array::from(from))?;
+    let mut columns = taken.columns().to_vec();
+    if let Some(window) = columns.get_mut(WINDOW) {
+        *window = Arc::new(Int64Array::from(starts));
+    }
+    Ok(RecordBatch::try_new(taken.schema(), columns)?)
 }
 
 impl Store {
@@ -85,15 +129,18 @@ impl Store {
         let mut out = Vec::new();
         let mut kept = Vec::with_capacity(self.segments.len());
         for segment in std::mem::take(&mut self.segments) {
-            if !limits.closed(segment.oldest, marks.highest()) {
+            if !limits.closed(limits.first_of_pane(segment.oldest), marks.highest()) {
                 kept.push(segment);
                 continue;
             }
             let parts = split(segment.rows.clone(), marks, limits)?;
             match (parts.closed, parts.open) {
-                (None, _) => kept.push(segment),
-                (Some(closed), open) => {
-                    out.push(closed);
+                (closed, Some(open)) if open.num_rows() == segment.rows.num_rows() => {
+                    out.extend(closed);
+                    kept.push(segment);
+                }
+                (closed, open) => {
+                    out.extend(closed);
                     if let Some(open) = open {
                         kept.push(Segment::new(open)?);
                     }
@@ -118,6 +165,13 @@ impl Store {
             self.segments.truncate(self.segments.len() - 2);
             self.segments.push(combined);
         }
+        Ok(())
+    }
+
+    /// Puts these rows in the place of all others.
+    pub(crate) fn replace(&mut self, rows: Option<RecordBatch>) -> Result<(), DataFusionError> {
+        let rows = rows.filter(|rows| rows.num_rows() > 0);
+        self.segments = rows.map(Segment::new).transpose()?.into_iter().collect();
         Ok(())
     }
 

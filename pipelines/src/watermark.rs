@@ -49,6 +49,8 @@ pub(crate) struct Watermarks {
     /// Where unknown devices begin.
     floor: i64,
     now: i64,
+    /// The frontiers before the last barrier, by number.
+    before: Vec<i64>,
     /// Greatest frontier of all, to skip the search for late rows where there can be none.
     highest: i64,
     /// Which device came after which, the last time: devices report in turn, so the guess is mostly right and saves
@@ -65,6 +67,7 @@ impl Default for Watermarks {
             free: BTreeSet::new(),
             floor: i64::MIN,
             now: i64::MIN,
+            before: Vec::new(),
             highest: i64::MIN,
             next: Vec::new(),
             last: 0,
@@ -135,6 +138,11 @@ impl Watermarks {
         }
     }
 
+    /// The frontier of a device before the last [`Watermarks::advance`]. What closed then closed once.
+    pub(crate) fn frontier_before(&self, id: u32) -> i64 {
+        self.before.get(id as usize).copied().unwrap_or(self.floor)
+    }
+
     /// Takes note of a stored row and gives the device's number.
     pub(crate) fn observe(&mut self, name: &str, ts: i64, ingest: i64) -> u32 {
         let id = self.number(name);
@@ -184,6 +192,8 @@ impl Watermarks {
     pub(crate) fn advance(&mut self, now: i64, windows: Windows) {
         self.now = self.now.max(now);
         let now = self.now;
+        let frontiers = self.entries.iter().map(|entry| entry.as_ref().map_or(self.floor, |e| e.frontier));
+        self.before = frontiers.collect();
         for entry in self.entries.iter_mut().flatten() {
             let mut reached = entry.newest.saturating_sub(SLACK);
             if now.saturating_sub(entry.heard) >= HOLD {
@@ -229,7 +239,7 @@ mod tests {
     const MINUTE: i64 = 60 * SECOND;
 
     fn windows() -> Windows {
-        Windows::new(MINUTE, 30 * SECOND).unwrap()
+        Windows::tumbling(MINUTE, 30 * SECOND)
     }
 
     #[test]
@@ -263,7 +273,7 @@ mod tests {
     #[test]
     fn hold_does_not_close_a_window_that_is_longer_than_hold() {
         let mut marks = Watermarks::default();
-        let windows = Windows::new(5 * HOLD, 0).unwrap();
+        let windows = Windows::tumbling(5 * HOLD, 0);
         let a = marks.observe("a", 100 * SECOND, 100 * SECOND);
         marks.advance(100 * SECOND + HOLD, windows);
         assert!(!windows.closed(0, marks.frontier(a)));

@@ -237,11 +237,11 @@ impl Walk<'_, '_> {
                 (code::PLAN, format!("{clause} cannot use the aggregate {name}()"), help.to_owned())
             }
             Sort::Aggregate => return,
-            Sort::Tumble if self.clause == Clause::Where || self.aggregates > 0 => {
-                let message = "tumble() names the window, which is known only after GROUP BY".to_owned();
+            Sort::Window if self.clause == Clause::Where || self.aggregates > 0 => {
+                let message = format!("{name}() names the window, which is known only after GROUP BY");
                 (code::BAD_WINDOW, message, "here, write date_bin(INTERVAL '1 minute', ts)".to_owned())
             }
-            Sort::Tumble | Sort::WindowEnd if !self.scope.grouped => {
+            Sort::Window | Sort::WindowEnd if !self.scope.grouped => {
                 let message = format!("{name}() without GROUP BY");
                 (code::BAD_WINDOW, message, "add GROUP BY device, tumble(ts, INTERVAL '1 minute')".to_owned())
             }
@@ -249,16 +249,12 @@ impl Walk<'_, '_> {
                 let message = format!("window_end() cannot stand in {clause}, before the window");
                 (code::BAD_WINDOW, message, "use it in SELECT or HAVING, outside of aggregates".to_owned())
             }
-            Sort::Tumble | Sort::WindowEnd => return,
+            Sort::Window | Sort::WindowEnd => return,
             Sort::Now if after_window => {
                 let message = format!("{name}() is the time a record was received; a group has no such time");
                 (code::VOLATILE, message, "use max(ts_ingest), or window_end()".to_owned())
             }
             Sort::Now => return,
-            Sort::LaterWindow => {
-                let message = format!("this version has no {name}() windows yet");
-                (code::NOT_YET, message, "use tumble(ts, INTERVAL '1 minute')".to_owned())
-            }
             Sort::Volatile => {
                 let message = format!("{name}() gives another result each time, but a replay must repeat every row");
                 let help = match name.as_str() {

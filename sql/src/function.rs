@@ -6,10 +6,10 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::Volatility;
 use datafusion::sql::sqlparser::ast::{Function, ObjectNamePart};
 
-use crate::name;
+use crate::{marker, name};
 
 /// Our own, on top of DataFusion's.
-const OWN: [&str; 3] = ["tumble", "window_end", "now"];
+const OWN: [&str; 5] = ["tumble", "hop", "session", "window_end", "now"];
 
 /// What a function is to a continuous query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,14 +18,12 @@ pub(crate) enum Sort {
     Scalar,
     /// Over the rows of a window.
     Aggregate,
-    /// `tumble`
-    Tumble,
+    /// `tumble`, `hop`, `session`
+    Window,
     /// `window_end`
     WindowEnd,
     /// `now`: the time of receipt.
     Now,
-    /// Planned: `hop`, `session`.
-    LaterWindow,
     /// Another result each time, or by the wall clock.
     Volatile,
     /// Only with `OVER`.
@@ -49,10 +47,9 @@ pub(crate) fn name_of(call: &Function) -> String {
 /// What the function `name` is.
 pub(crate) fn sort(state: &SessionState, name: &str) -> Sort {
     match name {
-        "tumble" => return Sort::Tumble,
+        "tumble" | marker::HOP | marker::SESSION => return Sort::Window,
         "window_end" => return Sort::WindowEnd,
         "now" | "current_timestamp" => return Sort::Now,
-        "hop" | "session" => return Sort::LaterWindow,
         "nth_value" => return Sort::OrderDependent,
         "grouping" | "unnest" => return Sort::Unfit,
         _ => {}
@@ -82,7 +79,7 @@ pub(crate) fn nearest(state: &SessionState, wrong: &str) -> Option<String> {
         let mut names: Vec<String> = all.chain(state.higher_order_functions().keys()).cloned().collect();
         names.extend(OWN.map(str::to_owned));
         names.retain(|n| {
-            matches!(sort(state, n), Sort::Scalar | Sort::Aggregate | Sort::Tumble | Sort::WindowEnd | Sort::Now)
+            matches!(sort(state, n), Sort::Scalar | Sort::Aggregate | Sort::Window | Sort::WindowEnd | Sort::Now)
         });
         names.sort();
         names

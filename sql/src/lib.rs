@@ -8,7 +8,7 @@
 //!   in `WITH (...)`.
 //! * `stream` turns a declaration into columns; `pipeline` turns a query into a plan, through `shape` (what a
 //!   query over an endless stream may not do), `name` (columns and functions that exist), `window` (which part of
-//!   `GROUP BY` is the window), `plan` (DataFusion) and `output` (what the table will hold).
+//!   `GROUP BY` is the window; `marker` has functions for those that DataFusion lacks), `plan` (DataFusion) and `output` (what the table will hold).
 //! * `bounds` says how long a query may be.
 //! * `check` brings the statements of all files together into a [`Project`], or all their [`Diagnostic`]s.
 //! * `session` is the DataFusion configuration that checking and running share.
@@ -24,6 +24,7 @@ mod expression;
 mod fingerprint;
 mod function;
 mod interval;
+mod marker;
 mod name;
 mod option;
 mod output;
@@ -45,6 +46,6 @@ pub use check::check;
 pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
 pub use project::{DEFAULT_LATENESS_NS, Granularity, Kind, PipelinePlan, Project, StreamDecl, Window};
 pub use render::{render_all, render_json};
-pub use session::{session, session_state};
+pub use session::{session, session_state, session_state_for};
 pub use source::{LoadError, SourceFile, load};
 pub use stream::PARTITION_COLUMNS;

@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::ast::{Expr, Select, SelectItem, SelectItemQualif
 use crate::diagnostic::{Diagnostic, Span, code};
 use crate::expression::Scope;
 use crate::stream::PARTITION_COLUMNS;
-use crate::window::{self, item_expr};
+use crate::window::{self, Call, item_expr};
 use crate::{function, name};
 
 /// Aggregates and functions whose result has the unit of their first argument.
@@ -71,7 +71,7 @@ pub(crate) fn aliases(select: &Select) -> Vec<String> {
 }
 
 /// Complains about output columns as they are written: names, and for windows what must be there.
-pub(crate) fn check_items(scope: &Scope<'_>, select: &Select, size_ns: Option<i64>, found: &mut Vec<Diagnostic>) {
+pub(crate) fn check_items(scope: &Scope<'_>, select: &Select, window: Option<&Call>, found: &mut Vec<Diagnostic>) {
     let file = scope.file;
     let mut names: HashMap<String, Span> = HashMap::new();
     for item in &select.projection {
@@ -106,12 +106,12 @@ pub(crate) fn check_items(scope: &Scope<'_>, select: &Select, size_ns: Option<i6
             },
         }
     }
-    let Some(size_ns) = size_ns else { return };
+    let Some(window) = window else { return };
     let at = Span::from(select.select_token.0.span);
     let has = |test: &dyn Fn(&Expr) -> bool| select.projection.iter().filter_map(item_expr).any(test);
-    if !has(&|e| window::is_window(scope, e, size_ns)) {
+    if !has(&|e| window::is_window(scope, e, window)) {
         let message = "the start of the window is not in the output";
-        let help = "add tumble(ts, ..) AS window_start to SELECT: files are partitioned by it";
+        let help = format!("add {}(ts, ..) AS window_start to SELECT: files are partitioned by it", window.name());
         found.push(Diagnostic::error(code::OUTPUT_MISSING, file, at, message).help(help));
     }
     if !has(&|e| window::column(scope, e).is_some_and(|c| c == "device")) {
@@ -148,7 +148,7 @@ fn unusable(name: &str) -> Option<(String, String)> {
 fn suggestion(expr: &Expr) -> Option<String> {
     match expr {
         Expr::Function(call) => match function::name_of(call).as_str() {
-            "tumble" => Some("window_start".to_owned()),
+            "tumble" | "hop" | "session" => Some("window_start".to_owned()),
             "window_end" => Some("window_end".to_owned()),
             "count" => Some("n".to_owned()),
             name => {

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use datafusion::common::ScalarValue;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr as Logical, LogicalPlan};
 use datafusion::physical_plan::ExecutionPlan;
@@ -18,14 +17,16 @@ use crate::complaint::Failure;
 use crate::diagnostic::{Diagnostic, Span, code};
 use crate::expression::{self, Clause, Scope};
 use crate::fingerprint::Fingerprint;
+use crate::marker::{HOP, SESSION, nanoseconds};
 use crate::name;
 use crate::option::Options;
 use crate::output;
 use crate::plan::Planner;
 use crate::project::{Kind, PipelinePlan, StreamDecl, Window};
+use crate::session::session_state_for;
 use crate::shape::{self, Source};
 use crate::statement::PipelineHead;
-use crate::window::{self, item_expr};
+use crate::window::{self, Call, item_expr};
 
 /// Checks and plans one pipeline. `None`: it was complained about, here or where its stream is declared.
 pub(crate) fn check(
@@ -66,10 +67,11 @@ pub(crate) fn check(
         expression::check(&scope, clause, expr, found);
     }
     let groups = window::groups(&scope, select, parts.groups, found);
-    output::check_items(&scope, select, groups.window.as_ref().map(|w| w.size_ns), found);
+    output::check_items(&scope, select, groups.window.as_ref(), found);
 
     // From here on DataFusion speaks.
     let rewritten = window::rewrite(select, &groups);
+    let state = &session_state_for(groups.window.as_ref().map(|w| w.kind));
     let planner = Planner::new(state, &parts.source.table, schema.clone()).ok()?;
     let failure =
         Failure { file, tokens: &head.tokens, planner: &planner, query: &head.query, select: &rewritten, grouped };
@@ -99,7 +101,7 @@ pub(crate) fn check(
     };
     let window = match &groups.window {
         None => None,
-        Some(call) => Some(find_window(&logical, &physical, call.size_ns).or_else(|| {
+        Some(call) => Some(find_window(&logical, &physical, call).or_else(|| {
             let message = "the window of this query is lost in planning";
             let help = "write the window as tumble(ts, ..) AS window_start and GROUP BY device, window_start";
             let span = Span::from(select.select_token.0.span);
@@ -114,6 +116,7 @@ pub(crate) fn check(
     let lateness_ns = lateness.unwrap_or(stream.lateness_ns);
     let mut print = Fingerprint::new();
     print.text(&parts.source.table).text(&rewritten.to_string());
+    // What a window is besides its length stands in the text.
     print.optional(window.as_ref().map(|w| w.size_ns)).number(if window.is_some() { lateness_ns } else { 0 });
     print.text(partition.as_str());
     for field in scan.fields() {
@@ -175,33 +178,37 @@ fn scan_of(plan: &LogicalPlan) -> Option<Arc<arrow::datatypes::Schema>> {
 }
 
 /// How the physical aggregate calls the window and the device.
-fn find_window(logical: &LogicalPlan, physical: &Arc<dyn ExecutionPlan>, size_ns: i64) -> Option<Window> {
-    let group = group_name(logical, size_ns)?;
+fn find_window(logical: &LogicalPlan, physical: &Arc<dyn ExecutionPlan>, call: &Call) -> Option<Window> {
+    let group = group_name(logical, call)?;
     let aggregate = raw_aggregate(physical)?;
     let keys: Vec<&str> = aggregate.group_expr().expr().iter().map(|(_, name)| name.as_str()).collect();
     let device = "device".to_owned();
     (keys.contains(&group.as_str()) && keys.contains(&device.as_str())).then_some(Window {
-        size_ns,
-        kind: Kind::Tumble,
+        size_ns: call.size_ns,
+        kind: call.kind,
         group,
         device,
     })
 }
 
-fn group_name(plan: &LogicalPlan, size_ns: i64) -> Option<String> {
+fn group_name(plan: &LogicalPlan, window: &Call) -> Option<String> {
     let LogicalPlan::Aggregate(aggregate) = plan else {
-        return plan.inputs().into_iter().find_map(|p| group_name(p, size_ns));
+        return plan.inputs().into_iter().find_map(|p| group_name(p, window));
     };
-    let window = aggregate.group_expr.iter().find(|e| match e {
-        Logical::ScalarFunction(call) if call.func.name() == "date_bin" => match call.args.as_slice() {
-            [Logical::Literal(ScalarValue::IntervalMonthDayNano(Some(size)), _), Logical::Column(time)] => {
-                time.name == "ts" && size.months == 0 && size.days == 0 && size.nanoseconds == size_ns
+    let literal = |expr: &Logical, ns: i64| matches!(expr, Logical::Literal(v, _) if nanoseconds(v) == Some(ns));
+    let time = |expr: &Logical| matches!(expr, Logical::Column(column) if column.name == "ts");
+    let found = aggregate.group_expr.iter().find(|e| {
+        let Logical::ScalarFunction(call) = e else { return false };
+        match (window.kind, call.func.name(), call.args.as_slice()) {
+            (Kind::Tumble, "date_bin", [size, ts]) => time(ts) && literal(size, window.size_ns),
+            (Kind::Hop { slide_ns }, HOP, [ts, slide, size]) => {
+                time(ts) && literal(slide, slide_ns) && literal(size, window.size_ns)
             }
+            (Kind::Session, SESSION, [ts, gap]) => time(ts) && literal(gap, window.size_ns),
             _ => false,
-        },
-        _ => false,
+        }
     })?;
-    Some(window.schema_name().to_string())
+    Some(found.schema_name().to_string())
 }
 
 /// The aggregate next to the source.

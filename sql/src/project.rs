@@ -68,21 +68,43 @@ impl StreamDecl {
 /// How windows follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Windows of one size, one after the other, aligned to the Unix epoch.
+    /// `tumble(ts, size)`: windows of one size, one after the other, aligned to the Unix epoch. The window of `ts`
+    /// is `[s, s + size)` with `s` = `ts` rounded down to a multiple of `size` (towards the past also before 1970).
     Tumble,
+    /// `hop(ts, slide, size)`: windows `[s, s + size)` for each multiple `s` of `slide_ns`, which is positive and at
+    /// most the size. A record belongs to all that hold its `ts`.
+    Hop {
+        /// From one start to the next, in nanoseconds.
+        slide_ns: i64,
+    },
+    /// `session(ts, gap)`: the records of a group, each less than `gap` after the one before it. The window is
+    /// `[first, last + gap)`.
+    Session,
+}
+
+impl Kind {
+    /// Length of the panes that windows of `size_ns` nanoseconds consist of, in nanoseconds.
+    pub fn pane_ns(self, size_ns: i64) -> i64 {
+        let Self::Hop { slide_ns } = self else { return size_ns.max(1) };
+        let (mut a, mut b) = (slide_ns.max(1), size_ns.max(1));
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    }
 }
 
 /// The window of a pipeline, and how to find it in the plan.
 ///
-/// In the query `tumble(ts, INTERVAL ..)` has become `date_bin(INTERVAL .., ts)` and `window_end()` has become
-/// `date_bin(..) + INTERVAL ..`, so plans hold only functions that DataFusion knows. A windowed plan has exactly
-/// one aggregate. Planned with [`crate::session`], the output schema of that `AggregateExec` has the group columns
-/// first; among them are one named [`Window::group`] and one named [`Window::device`]. The check has seen this to
-/// be so. Their positions may differ from those in `GROUP BY`: look them up by name.
+/// In the query `tumble(ts, INTERVAL ..)` has become `date_bin(INTERVAL .., ts)`; `hop(..)` and `session(..)` have
+/// become calls of functions of these names, which give the start of the record's pane and `ts` itself.
+/// `window_end()` has become the window plus its length, for sessions `max(ts)` plus the gap. A windowed plan has
+/// exactly one aggregate. Planned with [`crate::session_state_for`], the output schema of that `AggregateExec` has
+/// the group columns first; among them are one named [`Window::group`] and one named [`Window::device`]. The check
+/// has seen this to be so. Their positions may differ from those in `GROUP BY`: look them up by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
-    /// Length in nanoseconds, positive. The window of `ts` is `[s, s + size)` with `s` = `ts` rounded down to a
-    /// multiple of `size` (towards the past also before 1970).
+    /// Length in nanoseconds, positive; of sessions, the gap that ends them.
     pub size_ns: i64,
     /// How windows follow each other.
     pub kind: Kind,

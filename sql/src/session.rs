@@ -8,16 +8,20 @@
 //! * no rule that makes two aggregates out of one `count(DISTINCT)`, that merges or limits aggregates, or that
 //!   answers an aggregate from statistics: the window operator needs the one aggregate of the query as it stands;
 //! * no sanity check: it refuses aggregates over unbounded input, which is what the window operator is for;
-//! * text stays `Utf8` and times stay in UTC, as files hold them.
+//! * text stays `Utf8` and times stay in UTC, as files hold them;
+//! * where a window is more than its key (`marker`), no rule that moves conditions on it to the rows.
 
 use std::sync::OnceLock;
 
 use datafusion::common::config::ConfigOptions;
-use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::session_state::SessionState;
+use datafusion::execution::{FunctionRegistry, SessionStateBuilder};
 use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::{SessionConfig, SessionContext};
+
+use crate::marker;
+use crate::project::Kind;
 
 /// Options that differ from DataFusion's defaults. `ConfigOptions::set`, unlike the struct's fields, also reaches
 /// the options that hang on one.
@@ -45,6 +49,9 @@ const NO_PHYSICAL: [&str; 6] = [
     "TopKRepartition",
 ];
 
+/// Rules that move conditions below aggregates, for windows whose key is not their start.
+const NO_MOVE: [&str; 3] = ["push_down_filter", "FilterPushdown", "FilterPushdown(Post)"];
+
 /// A session to plan and run pipelines in. Functions are those of DataFusion.
 pub fn session() -> SessionContext {
     SessionContext::new_with_state(session_state())
@@ -53,25 +60,39 @@ pub fn session() -> SessionContext {
 /// The state of [`session`]: made once, then copied.
 pub fn session_state() -> SessionState {
     static STATE: OnceLock<SessionState> = OnceLock::new();
-    STATE.get_or_init(build).clone()
+    STATE.get_or_init(|| build(&[])).clone()
 }
 
-fn build() -> SessionState {
+/// The state to plan a query with that window in.
+pub fn session_state_for(window: Option<Kind>) -> SessionState {
+    static STATE: OnceLock<SessionState> = OnceLock::new();
+    match window {
+        None | Some(Kind::Tumble) => session_state(),
+        Some(Kind::Hop { .. } | Kind::Session) => STATE.get_or_init(|| build(&NO_MOVE)).clone(),
+    }
+}
+
+fn build(without: &[&str]) -> SessionState {
     let mut options = ConfigOptions::new();
     for (key, value) in OPTIONS {
         // Only a DataFusion without this option can refuse; the test below sees that none does.
         let _ = options.set(key, value);
     }
     let mut logical = Optimizer::new().rules;
-    logical.retain(|rule| !NO_LOGICAL.contains(&rule.name()));
+    logical.retain(|rule| !NO_LOGICAL.contains(&rule.name()) && !without.contains(&rule.name()));
     let mut physical = PhysicalOptimizer::new().rules;
-    physical.retain(|rule| !NO_PHYSICAL.contains(&rule.name()));
-    SessionStateBuilder::new()
+    physical.retain(|rule| !NO_PHYSICAL.contains(&rule.name()) && !without.contains(&rule.name()));
+    let mut state = SessionStateBuilder::new()
         .with_config(SessionConfig::from(options))
         .with_default_features()
         .with_optimizer_rules(logical)
         .with_physical_optimizer_rules(physical)
-        .build()
+        .build();
+    for function in marker::functions() {
+        // The registry of a session refuses no function.
+        let _ = state.register_udf(function);
+    }
+    state
 }
 
 #[cfg(test)]
@@ -92,8 +113,10 @@ mod tests {
             assert_eq!(entry.value.as_deref(), Some("false"), "{key}");
         }
         let known: Vec<_> = Optimizer::new().rules.iter().map(|r| r.name().to_owned()).collect();
+        assert!(known.iter().any(|k| k == NO_MOVE[0]), "{known:?}");
         assert!(NO_LOGICAL.iter().all(|r| known.iter().any(|k| k == r)), "{known:?}");
         let known: Vec<_> = PhysicalOptimizer::new().rules.iter().map(|r| r.name().to_owned()).collect();
+        assert!(NO_MOVE[1..].iter().all(|r| known.iter().any(|k| k == r)), "{known:?}");
         assert!(NO_PHYSICAL.iter().all(|r| known.iter().any(|k| k == r)), "{known:?}");
         assert!(state.optimizers().iter().all(|r| !NO_LOGICAL.contains(&r.name())));
         assert!(state.physical_optimizers().iter().all(|r| !NO_PHYSICAL.contains(&r.name())));

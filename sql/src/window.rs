@@ -1,7 +1,8 @@
 //! Which part of `GROUP BY` is the window, and the query in words that DataFusion knows.
 //!
-//! `tumble(ts, size)` becomes `date_bin(size, ts)`, `window_end()` becomes `date_bin(size, ts) + size`, and `now()`
-//! becomes `ts_ingest`. All lengths are written in one way, so that equal windows are equal expressions wherever
+//! `tumble(ts, size)` becomes `date_bin(size, ts)`, `hop` and `session` stay calls of the functions in `marker.rs`,
+//! `window_end()` becomes the window plus its length (of a session: `max(ts)` plus the gap), and `now()` becomes
+//! `ts_ingest`. All lengths are written in one way, so that equal windows are equal expressions wherever
 //! they stand. `GROUP BY` is spelled out: no positions, no names of the output.
 
 use std::ops::ControlFlow;
@@ -15,16 +16,75 @@ use datafusion::sql::sqlparser::tokenizer as sp;
 use crate::diagnostic::{Diagnostic, Span, code};
 use crate::expression::{self, Clause, Scope};
 use crate::function::{self, Sort};
+use crate::marker::{HOP, SESSION};
+use crate::project::Kind;
 use crate::{interval, name};
 
 const EXAMPLE: &str = "write tumble(ts, INTERVAL '1 minute')";
+const HOP_EXAMPLE: &str = "write hop(ts, INTERVAL '1 minute', INTERVAL '5 minutes')";
+const SESSION_EXAMPLE: &str = "write session(ts, INTERVAL '5 minutes')";
+
+/// A record is in no more windows than this: each has its own state.
+const MOST_WINDOWS: i64 = 1000;
+
+/// A window consists of no more panes than this.
+const MOST_PANES: i64 = 10_000;
 
 /// A call that names a window.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
+    pub(crate) kind: Kind,
+    /// Length, of sessions the gap.
     pub(crate) size_ns: i64,
     /// The time column as it is written.
     time: Expr,
+}
+
+impl Call {
+    fn same(&self, other: &Self) -> bool {
+        (self.kind, self.size_ns) == (other.kind, other.size_ns)
+    }
+
+    /// The function that names it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Tumble => "tumble",
+            Kind::Hop { .. } => HOP,
+            Kind::Session => SESSION,
+        }
+    }
+
+    /// For messages.
+    fn shown(&self) -> String {
+        let size = interval::shown(self.size_ns);
+        match self.kind {
+            Kind::Tumble => size,
+            Kind::Hop { slide_ns } => format!("{size} every {}", interval::shown(slide_ns)),
+            Kind::Session => format!("sessions with a gap of {size}"),
+        }
+    }
+
+    /// As plans have it.
+    fn start(&self, span: sp::Span) -> Expr {
+        let (time, size) = (self.time.clone(), length_literal(self.size_ns, span));
+        match self.kind {
+            Kind::Tumble => function_call("date_bin", vec![size, time], span),
+            Kind::Hop { slide_ns } => function_call(HOP, vec![time, length_literal(slide_ns, span), size], span),
+            Kind::Session => function_call(SESSION, vec![time, size], span),
+        }
+    }
+
+    fn end(&self, span: sp::Span) -> Expr {
+        let before = match self.kind {
+            Kind::Tumble | Kind::Hop { .. } => self.start(span),
+            Kind::Session => function_call("max", vec![self.time.clone()], span),
+        };
+        Expr::Nested(Box::new(Expr::BinaryOp {
+            left: Box::new(before),
+            op: BinaryOperator::Plus,
+            right: Box::new(length_literal(self.size_ns, span)),
+        }))
+    }
 }
 
 /// `GROUP BY`, spelled out.
@@ -65,7 +125,7 @@ pub(crate) fn groups(scope: &Scope<'_>, select: &Select, groups: &[Expr], found:
         if let Expr::Function(call) = &expr {
             let sort = function::sort(scope.state, &function::name_of(call));
             let bin = function::name_of(call) == "date_bin";
-            if sort == Sort::Tumble || bin {
+            if sort == Sort::Window || bin {
                 candidates += 1;
                 match read(scope, call, found) {
                     Some(_) if window.is_some() => {
@@ -76,8 +136,6 @@ pub(crate) fn groups(scope: &Scope<'_>, select: &Select, groups: &[Expr], found:
                     Some(call) => window = Some(call),
                     None => {}
                 }
-            } else if sort == Sort::LaterWindow {
-                candidates += 1;
             }
         }
         exprs.push(expr);
@@ -172,11 +230,15 @@ pub(crate) fn column(scope: &Scope<'_>, expr: &Expr) -> Option<String> {
     }
 }
 
-/// Whether `expr` is a call of a window of that size.
-pub(crate) fn is_window(scope: &Scope<'_>, expr: &Expr, size_ns: i64) -> bool {
+/// Whether `expr` is a call of that window.
+pub(crate) fn is_window(scope: &Scope<'_>, expr: &Expr, window: &Call) -> bool {
     let Expr::Function(call) = unwrapped(expr) else { return false };
-    let named = matches!(function::name_of(call).as_str(), "tumble" | "date_bin");
-    named && read(scope, call, &mut Vec::new()).is_some_and(|c| c.size_ns == size_ns)
+    names_window(call) && read(scope, call, &mut Vec::new()).is_some_and(|c| c.same(window))
+}
+
+/// Whether the function can be a window: `date_bin` is one only in `GROUP BY`.
+fn names_window(call: &Function) -> bool {
+    matches!(function::name_of(call).as_str(), "tumble" | "date_bin" | HOP | SESSION)
 }
 
 fn arguments(call: &Function) -> Option<Vec<&Expr>> {
@@ -190,30 +252,36 @@ fn arguments(call: &Function) -> Option<Vec<&Expr>> {
         .collect()
 }
 
-/// Reads `tumble(ts, size)` or `date_bin(size, ts)`.
+/// Reads `tumble(ts, size)`, `date_bin(size, ts)`, `hop(ts, slide, size)` or `session(ts, gap)`.
 fn read(scope: &Scope<'_>, call: &Function, found: &mut Vec<Diagnostic>) -> Option<Call> {
     let name = function::name_of(call);
     let span = Span::from(call.span());
+    let (takes, example) = match name.as_str() {
+        HOP => ("the time column, the time from one start to the next, and the length of the windows", HOP_EXAMPLE),
+        SESSION => ("the time column and the gap that ends a session", SESSION_EXAMPLE),
+        "date_bin" => ("the length of the window and the time column", "write date_bin(INTERVAL '1 minute', ts)"),
+        _ => ("the time column and the length of the window", EXAMPLE),
+    };
     let mut complain = |span: Span, message: String, help: &str| {
         found.push(Diagnostic::error(code::BAD_WINDOW, scope.file, span, message).help(help));
     };
     let args = arguments(call).unwrap_or_default();
-    let (time, size) = match (name.as_str(), args.as_slice()) {
-        ("tumble", [time, size]) => (*time, *size),
-        ("date_bin", [size, time]) => (*time, *size),
+    let (time, lengths): (&Expr, &[&Expr]) = match (name.as_str(), args.as_slice()) {
+        ("tumble" | SESSION, [time, lengths @ ..]) if lengths.len() == 1 => (time, lengths),
+        (HOP, [time, lengths @ ..]) if lengths.len() == 2 => (time, lengths),
+        ("date_bin", [lengths @ .., time]) if lengths.len() == 1 => (time, lengths),
         ("date_bin", [_, _, origin]) => {
             let message = "windows are aligned to 1970-01-01T00:00:00Z".to_owned();
             complain(origin.span().into(), message, "leave out the origin");
             return None;
         }
         _ => {
-            complain(span, format!("{name}() takes the time column and the length of the window"), EXAMPLE);
+            complain(span, format!("{name}() takes {takes}"), example);
             return None;
         }
     };
     if matches!(time, Expr::Interval(_)) {
-        let order = if name == "tumble" { EXAMPLE } else { "write date_bin(INTERVAL '1 minute', ts)" };
-        complain(span, format!("the arguments of {name}() are in the wrong order"), order);
+        complain(span, format!("the arguments of {name}() are in the wrong order"), example);
         return None;
     }
     match column(scope, time) {
@@ -223,38 +291,74 @@ fn read(scope: &Scope<'_>, call: &Function, found: &mut Vec<Diagnostic>) -> Opti
         other => {
             let what = other.map_or("another expression".to_owned(), |c| format!("`{c}`"));
             let message = format!("a window follows `ts`, the time of the record, not {what}");
-            complain(time.span().into(), message, EXAMPLE);
+            complain(time.span().into(), message, example);
             return None;
         }
     }
-    let size_span = Span::from(size.span());
-    let (text, unit) = match literal(size) {
-        Some(parts) => parts,
-        None => {
+    let mut read = Vec::with_capacity(lengths.len());
+    for size in lengths {
+        let size_span = Span::from(size.span());
+        let Some((text, unit)) = literal(size) else {
             let message = "the length of a window is a literal".to_owned();
             let help = match size {
                 Expr::Value(v) => match &v.value {
                     Value::SingleQuotedString(text) => format!("write INTERVAL '{text}'"),
-                    _ => EXAMPLE.to_owned(),
+                    _ => example.to_owned(),
                 },
-                _ => EXAMPLE.to_owned(),
+                _ => example.to_owned(),
             };
             complain(size_span, message, &help);
-            return None;
-        }
-    };
-    match interval::parse(&text, unit.as_deref()) {
-        Ok(size_ns) if size_ns > 0 => Some(Call { size_ns, time: time.clone() }),
-        Ok(_) => {
-            complain(size_span, "a window must be longer than nothing".to_owned(), EXAMPLE);
-            None
-        }
-        Err(wrong) => {
-            let (message, help) = wrong.explain(&text);
-            complain(size_span, message, &help);
-            None
+            continue;
+        };
+        match interval::parse(&text, unit.as_deref()) {
+            Ok(size_ns) if size_ns > 0 => read.push(size_ns),
+            Ok(_) => complain(size_span, "a window must be longer than nothing".to_owned(), example),
+            Err(wrong) => {
+                let (message, help) = wrong.explain(&text);
+                complain(size_span, message, &help);
+            }
         }
     }
+    let time = time.clone();
+    let (kind, size_ns) = match (name.as_str(), read.as_slice()) {
+        (HOP, [slide_ns, size_ns]) => {
+            let kind = Kind::Hop { slide_ns: *slide_ns };
+            if let Some((message, help)) = unfit(*slide_ns, *size_ns) {
+                complain(span, message, &help);
+                return None;
+            }
+            // Windows that follow each other without overlap are those of tumble().
+            (if slide_ns == size_ns { Kind::Tumble } else { kind }, *size_ns)
+        }
+        (SESSION, [gap_ns]) => (Kind::Session, *gap_ns),
+        (_, [size_ns]) => (Kind::Tumble, *size_ns),
+        _ => return None,
+    };
+    Some(Call { kind, size_ns, time })
+}
+
+/// Why windows that begin every `slide` and last `size` cannot be.
+fn unfit(slide_ns: i64, size_ns: i64) -> Option<(String, String)> {
+    let (slide, size) = (interval::shown(slide_ns), interval::shown(size_ns));
+    if slide_ns > size_ns {
+        let message = format!("windows of {size} that begin every {slide} leave out the records between them");
+        return Some((
+            message,
+            format!("the time from start to start comes first: hop(ts, INTERVAL '{size}', INTERVAL '{slide}')"),
+        ));
+    }
+    let windows = size_ns / slide_ns;
+    if windows > MOST_WINDOWS {
+        let message = format!("each record would be in {windows} windows; {MOST_WINDOWS} are the most");
+        return Some((message, "let the windows begin less often, or make them shorter".to_owned()));
+    }
+    let pane_ns = Kind::Hop { slide_ns }.pane_ns(size_ns);
+    if size_ns / pane_ns > MOST_PANES {
+        let pane = interval::shown(pane_ns);
+        let message = format!("{slide} and {size} have only {pane} in common, and would be computed in parts of that");
+        return Some((message, "choose a length that is a multiple of the time from start to start".to_owned()));
+    }
+    None
 }
 
 /// Text and unit of `INTERVAL 'text' unit`.
@@ -268,18 +372,19 @@ fn literal(expr: &Expr) -> Option<(String, Option<String>)> {
     Some((text, leading_field.as_ref().map(ToString::to_string)))
 }
 
-/// Every `tumble` in the query must be the window of `GROUP BY`.
+/// Every window in the query must be that of `GROUP BY`.
 fn other_sizes(scope: &Scope<'_>, select: &Select, window: Option<&Call>, found: &mut Vec<Diagnostic>) {
-    struct Find<'a, 'b>(&'a Scope<'a>, i64, &'b mut Vec<Diagnostic>);
+    struct Find<'a, 'b>(&'a Scope<'a>, &'a Call, &'b mut Vec<Diagnostic>);
     impl Visitor for Find<'_, '_> {
         type Break = ();
         fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
             if let Expr::Function(call) = expr
-                && function::name_of(call) == "tumble"
+                && names_window(call)
+                && function::name_of(call) != "date_bin"
                 && let Some(own) = read(self.0, call, self.2)
-                && own.size_ns != self.1
+                && !own.same(self.1)
             {
-                let message = format!("this window is not the one of GROUP BY ({})", interval::shown(self.1));
+                let message = format!("this window is not the one of GROUP BY ({})", self.1.shown());
                 let diagnostic = Diagnostic::error(code::BAD_WINDOW, self.0.file, call.span().into(), message);
                 self.2.push(diagnostic.help("a pipeline has one window: write the same length, or use date_bin"));
             }
@@ -289,7 +394,7 @@ fn other_sizes(scope: &Scope<'_>, select: &Select, window: Option<&Call>, found:
     let Some(window) = window else { return };
     let exprs = select.projection.iter().filter_map(item_expr).chain(select.having.iter());
     for expr in exprs {
-        let _ = expr.visit(&mut Find(scope, window.size_ns, found));
+        let _ = expr.visit(&mut Find(scope, window, found));
     }
 }
 
@@ -311,33 +416,30 @@ impl VisitorMut for Rewrite<'_> {
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         let Expr::Function(call) = expr else { return ControlFlow::Continue(()) };
         let span = call.name.span();
-        match function::name_of(call).as_str() {
-            "tumble" => {
-                if let Some([time, size]) = arguments(call).as_deref()
-                    && let Some(ns) = length(size)
-                {
-                    *expr = date_bin(ns, (*time).clone(), span);
+        match (function::name_of(call).as_str(), arguments(call).as_deref()) {
+            // Also `date_bin` outside of GROUP BY, so that it equals the group it may be meant to equal.
+            ("tumble", Some([time, size])) | ("date_bin", Some([size, time])) => {
+                if let Some(size_ns) = length(size) {
+                    *expr = Call { kind: Kind::Tumble, size_ns, time: (*time).clone() }.start(span);
                 }
             }
-            "date_bin" => {
-                // Also outside of GROUP BY, so that it equals the group it may be meant to equal.
-                if let Some([size, time]) = arguments(call).as_deref()
-                    && let Some(ns) = length(size)
-                {
-                    *expr = date_bin(ns, (*time).clone(), span);
+            (HOP, Some([time, slide, size])) => {
+                if let (Some(slide_ns), Some(size_ns)) = (length(slide), length(size)) {
+                    let kind = if slide_ns == size_ns { Kind::Tumble } else { Kind::Hop { slide_ns } };
+                    *expr = Call { kind, size_ns, time: (*time).clone() }.start(span);
                 }
             }
-            "window_end" => {
+            (SESSION, Some([time, gap])) => {
+                if let Some(size_ns) = length(gap) {
+                    *expr = Call { kind: Kind::Session, size_ns, time: (*time).clone() }.start(span);
+                }
+            }
+            ("window_end", _) => {
                 if let Some(window) = self.window {
-                    let end = Expr::BinaryOp {
-                        left: Box::new(date_bin(window.size_ns, window.time.clone(), span)),
-                        op: BinaryOperator::Plus,
-                        right: Box::new(length_literal(window.size_ns, span)),
-                    };
-                    *expr = Expr::Nested(Box::new(end));
+                    *expr = window.end(span);
                 }
             }
-            "now" | "current_timestamp" => *expr = Expr::Identifier(Ident::with_span(span, "ts_ingest")),
+            ("now" | "current_timestamp", _) => *expr = Expr::Identifier(Ident::with_span(span, "ts_ingest")),
             _ => {}
         }
         ControlFlow::Continue(())
@@ -359,15 +461,15 @@ fn length_literal(ns: i64, span: sp::Span) -> Expr {
     })
 }
 
-fn date_bin(ns: i64, time: Expr, span: sp::Span) -> Expr {
+fn function_call(name: &str, args: Vec<Expr>, span: sp::Span) -> Expr {
     let argument = |expr| FunctionArg::Unnamed(FunctionArgExpr::Expr(expr));
     Expr::Function(Function {
-        name: ObjectName::from(vec![Ident::with_span(span, "date_bin")]),
+        name: ObjectName::from(vec![Ident::with_span(span, name)]),
         uses_odbc_syntax: false,
         parameters: FunctionArguments::None,
         args: FunctionArguments::List(FunctionArgumentList {
             duplicate_treatment: None,
-            args: vec![argument(length_literal(ns, span)), argument(time)],
+            args: args.into_iter().map(argument).collect(),
             clauses: Vec::new(),
         }),
         filter: None,

@@ -148,3 +148,38 @@ async fn the_sample_project_is_as_its_test_says() {
     let report = run(found[0].0.clone(), load(&folder).unwrap(), false).await;
     assert_eq!(report.failure, None, "{}", report.failure.as_deref().unwrap_or_default());
 }
+
+#[tokio::test]
+async fn windows_that_overlap_and_sessions() {
+    let pipelines = "
+CREATE PIPELINE h AS SELECT device, hop(ts, INTERVAL '1 minute', INTERVAL '2 minutes') AS w, window_end() AS e, sum(t) AS t
+FROM telemetry GROUP BY device, w;
+CREATE PIPELINE s AS SELECT device, session(ts, INTERVAL '1 minute') AS w, window_end() AS e, count(*) AS n
+FROM telemetry GROUP BY device, w HAVING count(*) > 1;
+";
+    let script = "
+statement ok
+INSERT INTO telemetry (device, ts, epoch, seq, t) VALUES
+  ('a', '2026-01-01T00:00:30Z', 7, 1, 1.0), ('a', '2026-01-01T00:01:10Z', 7, 2, 2.0),
+  ('a', '2026-01-01T00:02:09Z', 7, 3, 4.0), ('a', '2026-01-01T00:03:09Z', 7, 4, 8.0)
+
+statement ok
+FLUSH
+
+query TTR
+SELECT w, e, t FROM h ORDER BY w
+----
+2025-12-31T23:59:00Z 2026-01-01T00:01:00Z 1.0
+2026-01-01T00:00:00Z 2026-01-01T00:02:00Z 3.0
+2026-01-01T00:01:00Z 2026-01-01T00:03:00Z 6.0
+2026-01-01T00:02:00Z 2026-01-01T00:04:00Z 12.0
+2026-01-01T00:03:00Z 2026-01-01T00:05:00Z 8.0
+
+query TTI
+SELECT w, e, n FROM s
+----
+2026-01-01T00:00:30Z 2026-01-01T00:03:09Z 3
+";
+    let (reports, _) = go(&[("windows.sql", pipelines), ("a.slt", script)], false).await;
+    assert_eq!(reports[0].failure, None);
+}

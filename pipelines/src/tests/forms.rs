@@ -6,7 +6,7 @@ use super::harness::*;
 use arrow::array::*;
 use arrow::datatypes::TimestampNanosecondType;
 
-const FORMS: [(&str, Near); 54] = [
+pub(super) const FORMS: [(&str, Near); 54] = [
     ("count(*)", Near::Equal),
     ("count(v)", Near::Equal),
     ("sum(i)", Near::Equal),

@@ -148,6 +148,8 @@ pub(super) fn with_barriers(arrivals: Vec<(i64, Row)>, every: i64) -> Vec<Event>
 pub(super) struct Outcome {
     pub(super) closed: Vec<(i64, Vec<RecordBatch>)>,
     pub(super) late: Vec<LateRow>,
+    /// What was still open before the last barrier.
+    pub(super) provisional: Vec<RecordBatch>,
 }
 
 impl Outcome {
@@ -177,7 +179,7 @@ pub(super) fn run(plan: &PipelinePlan, schema: &SchemaRef, events: &[Event], how
     let mut outcome = Outcome::default();
     let mut rows: Vec<Row> = Vec::new();
     let mut barriers = 0;
-    for event in events {
+    for (at, event) in events.iter().enumerate() {
         let feed = |pipeline: &mut Pipeline, rows: &mut Vec<Row>| {
             if !rows.is_empty() {
                 pipeline.ingest(&batch(schema, rows)).unwrap();
@@ -196,6 +198,9 @@ pub(super) fn run(plan: &PipelinePlan, schema: &SchemaRef, events: &[Event], how
                 let Closed { rows, late } = pipeline.barrier(Timestamp(*now)).unwrap();
                 outcome.closed.push((*now, rows));
                 outcome.late.extend(late);
+                if at + 2 == events.len() {
+                    outcome.provisional = pipeline.provisional().unwrap();
+                }
                 barriers += 1;
                 if how.restore_each.is_some_and(|n| barriers % n == 0) {
                     let state = pipeline.checkpoint().unwrap();

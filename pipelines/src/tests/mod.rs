@@ -2,6 +2,7 @@
 //!
 //! `harness.rs` has the log that a test feeds, the reference that says which rows are late, and the comparison.
 
+mod differential;
 mod digest;
 mod edges;
 mod forms;

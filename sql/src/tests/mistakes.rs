@@ -86,9 +86,21 @@ CREATE PIPELINE p4 AS SELECT device, tumble(ts_ingest, INTERVAL '1 minute') AS w
 CREATE PIPELINE p5 AS SELECT device, tumble(ts) AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
 CREATE PIPELINE p6 AS SELECT device, tumble(ts, INTERVAL '10 minuts') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
 CREATE PIPELINE p7 AS SELECT device, date_bin(INTERVAL '1 hour', ts, TIMESTAMP '2020-01-01') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
-CREATE PIPELINE p8 AS SELECT device, hop(ts, INTERVAL '1 minute', INTERVAL '5 minutes') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
+CREATE PIPELINE p8 AS SELECT device, hop(ts, INTERVAL '1 minute') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
 CREATE PIPELINE p9 AS SELECT device, tumble(ts, INTERVAL '1 minute' * 2) AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
 CREATE PIPELINE p10 AS SELECT device, date_trunc('minute', ts) AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;"##,
+        ),
+        (
+            "wrong_hops_and_sessions",
+            r##"CREATE PIPELINE p0 AS SELECT device, hop(ts, INTERVAL '5 minutes', INTERVAL '1 minute') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
+CREATE PIPELINE p1 AS SELECT device, hop(ts, INTERVAL '1 second', INTERVAL '1 hour') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
+CREATE PIPELINE p2 AS SELECT device, hop(ts, INTERVAL '59 minutes', INTERVAL '3 days 1 second') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
+CREATE PIPELINE p3 AS SELECT device, hop(ts, INTERVAL '1 minute', INTERVAL '5 minuts') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
+CREATE PIPELINE p4 AS SELECT device, session(ts) AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
+CREATE PIPELINE p5 AS SELECT device, session(ts, INTERVAL '5 minutes') AS window_start, count(*) AS n FROM telemetry WHERE session(ts, INTERVAL '5 minutes') > ts GROUP BY device, window_start;
+CREATE PIPELINE p6 AS SELECT device, session(ts, INTERVAL '5 minutes') AS window_start, session(ts, INTERVAL '6 minutes') AS b, count(*) AS n FROM telemetry GROUP BY device, window_start;
+CREATE PIPELINE p7 AS SELECT device, ts, count(*) AS n FROM telemetry GROUP BY device, hop(ts, INTERVAL '1 minute', INTERVAL '5 minutes');
+CREATE PIPELINE p8 AS SELECT device, sessions(ts, INTERVAL '5 minutes') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;"##,
         ),
         (
             "two_windows",

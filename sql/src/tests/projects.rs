@@ -6,7 +6,7 @@ use arrow::datatypes::DataType;
 use device::schema::{DEFAULT_STREAM, FieldType, SchemaVersion};
 
 use super::{TELEMETRY, file, says};
-use crate::{Granularity, Project, check, render_all};
+use crate::{Granularity, Kind, Project, check, render_all};
 
 const SECOND: i64 = 1_000_000_000;
 
@@ -177,6 +177,29 @@ fn one_window_in_many_spellings() {
         prints.entry(plan.fingerprint).or_insert_with(Vec::new).push(query);
     }
     assert_eq!(prints.len(), 1, "{prints:#?}");
+}
+
+#[test]
+fn windows_that_overlap_and_windows_that_end_with_a_gap() {
+    let query = |window: &str| {
+        format!(
+            "SELECT device, {window} AS w, window_end() AS e, avg(temperature) AS a FROM telemetry GROUP BY device, w"
+        )
+    };
+    let of = |window: &str| one(&query(window)).pipelines.remove(0);
+    let hop = of("hop(ts, INTERVAL '60 s', INTERVAL '5 minutes')");
+    let window = hop.window.as_ref().unwrap();
+    assert_eq!((window.kind, window.size_ns), (Kind::Hop { slide_ns: 60 * SECOND }, 300 * SECOND));
+    assert_eq!((hop.time_column.as_str(), hop.output.field(2).data_type()), ("w", hop.output.field(1).data_type()));
+    assert_eq!(hop.fingerprint, of("HOP(ts, INTERVAL '1 minute', INTERVAL '300' SECOND)").fingerprint);
+    assert_ne!(hop.fingerprint, of("hop(ts, INTERVAL '30 s', INTERVAL '5 minutes')").fingerprint);
+    let session = of("session(ts, INTERVAL '5 minutes')");
+    assert_eq!(session.window.as_ref().map(|w| (w.kind, w.size_ns)), Some((Kind::Session, 300 * SECOND)));
+    assert_eq!(session.output.field(2).data_type(), session.output.field(1).data_type());
+    assert_ne!(session.fingerprint, of("session(ts, INTERVAL '6 minutes')").fingerprint);
+    // Windows that begin where the one before ends do not overlap.
+    let plain = of("hop(ts, INTERVAL '1 minute', INTERVAL '1 minute')");
+    assert_eq!(plain.fingerprint, of("tumble(ts, INTERVAL '1 minute')").fingerprint);
 }
 
 #[test]

@@ -1,0 +1,56 @@
+//! What a window operator is: rows in, groups of closed windows out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use datafusion::error::DataFusionError;
+use sql::Kind;
+
+use crate::aggregate::{Aggregates, Input};
+use crate::aligned::Aligned;
+use crate::sessions::Sessions;
+use crate::store::Store;
+use crate::watermark::Watermarks;
+use crate::window::Windows;
+
+/// Rows that came after their window was closed, by device, start and end of the window. A row is counted once for
+/// each closed window that it belongs to.
+pub(crate) type Late = BTreeMap<(u32, i64, i64), u64>;
+
+/// Aggregates rows by window, device and other keys. Groups come out as the key columns of a state row
+/// (`aggregate.rs`) and final values.
+pub(crate) trait Operator: Send {
+    /// Aggregates rows; those that cannot count any more go to `late` instead, now or at the barrier.
+    fn update(&mut self, input: &Input, marks: &Watermarks, late: &mut Late) -> Result<(), DataFusionError>;
+
+    /// At a barrier, after `marks` advanced: the groups of windows that close now. Everything else goes to the store.
+    fn close(&mut self, marks: &Watermarks, late: &mut Late) -> Result<Vec<RecordBatch>, DataFusionError>;
+
+    /// What windows that are still open would give, as of what the store holds. Changes nothing.
+    fn provisional(&self, marks: &Watermarks) -> Result<RecordBatch, DataFusionError>;
+
+    /// The states of open windows, as of the last barrier.
+    fn store(&self) -> &Store;
+
+    /// The same, to encode or replace it.
+    fn store_mut(&mut self) -> &mut Store;
+
+    /// Groups open: an upper bound, one group may be in several places.
+    fn groups(&self) -> usize;
+
+    /// Bytes held.
+    fn size(&self) -> usize;
+
+    /// Windows that are open; where they overlap, the panes they are made of.
+    fn windows(&self) -> Result<BTreeSet<i64>, DataFusionError>;
+}
+
+/// The operator for windows of that kind, with an empty store.
+pub(crate) fn new(aggregates: &Arc<Aggregates>, limits: Windows) -> Result<Box<dyn Operator>, DataFusionError> {
+    let aggregates = Arc::clone(aggregates);
+    Ok(match limits.kind() {
+        Kind::Tumble | Kind::Hop { .. } => Box::new(Aligned::new(aggregates, limits, Store::default())),
+        Kind::Session => Box::new(Sessions::new(aggregates, limits)?),
+    })
+}
