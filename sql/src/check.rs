@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use datafusion::sql::sqlparser::ast::Ident;
 use device::schema::DEFAULT_STREAM;
 
 use crate::diagnostic::{Diagnostic, Severity, Span, code};
@@ -101,7 +102,11 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
     let state = session_state();
     let mut plans = Vec::new();
     for (file, ident, head) in pipelines {
-        plans.extend(pipeline::check(&state, &file.name, &ident, &head, &names, &mut found));
+        let own = pipeline::check(&state, &file.name, &ident, &head, &names, &mut found);
+        for plan in own.iter().filter(|plan| plan.name != name::normal(&ident)) {
+            tables_of_rollup(file, &ident, &plan.name, &mut places, &mut found);
+        }
+        plans.extend(own);
     }
 
     found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
@@ -115,6 +120,33 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
         streams.swap(0, at);
     }
     Ok(Project { streams, pipelines: plans, warnings: found })
+}
+
+/// The tables of a rollup have names that nobody wrote.
+fn tables_of_rollup<'a>(
+    file: &'a SourceFile,
+    ident: &Ident,
+    name: &str,
+    places: &mut HashMap<String, (&'a str, Span)>,
+    found: &mut Vec<Diagnostic>,
+) {
+    let span = Span::from(ident.span);
+    if let Some((message, help)) = name::refuse_table(name) {
+        found.push(Diagnostic::error(code::BAD_NAME, &file.name, span, message).help(help));
+    }
+    match places.get(name) {
+        Some((other, at)) => {
+            let message = format!("the name `{name}`, a table of this rollup, is taken");
+            found.push(
+                Diagnostic::error(code::NAME_TAKEN, &file.name, span, message)
+                    .help("choose another name for one of them")
+                    .note("used here", Some(((*other).to_owned(), at.start))),
+            );
+        }
+        None => {
+            places.insert(name.to_owned(), (&file.name, span));
+        }
+    }
 }
 
 fn schema_ids(streams: &[StreamDecl], found: &mut Vec<Diagnostic>) {

@@ -120,6 +120,14 @@ pub(crate) fn literal(ns: i64) -> String {
     if ns % 1_000_000_000 == 0 { format!("{} seconds", ns / 1_000_000_000) } else { format!("{ns} nanoseconds") }
 }
 
+/// For names: `1m`, `90s`, `7d`.
+pub(crate) fn short(ns: i64) -> String {
+    let unit = |(_, scale): &&(&[&str], i64)| ns % scale == 0 && *scale <= 86_400_000_000_000;
+    let Some((names, scale)) = UNITS.iter().rev().find(unit) else { return format!("{ns}ns") };
+    let plain = names.iter().rev().find(|name| name.is_ascii()).copied();
+    format!("{}{}", ns / scale, plain.unwrap_or("ns"))
+}
+
 /// For messages: the largest unit that divides it.
 pub(crate) fn shown(ns: i64) -> String {
     let Some((names, scale)) = UNITS.iter().rev().find(|(_, scale)| ns % scale == 0) else { return format!("{ns} ns") };
@@ -176,5 +184,8 @@ mod tests {
         assert_eq!(shown(90_000_000_000), "90 seconds");
         assert_eq!(shown(14 * 86_400_000_000_000), "2 weeks");
         assert_eq!(shown(7), "7 nanoseconds");
+        let names = ["1 minute", "90 s", "1 hour", "1 day", "1 week", "36 hours", "250 ms", "3 us", "7 ns"];
+        let short = names.map(|text| short(parse(text, None).unwrap()));
+        assert_eq!(short, ["1m", "90s", "1h", "1d", "7d", "36h", "250ms", "3us", "7ns"]);
     }
 }

@@ -9,6 +9,7 @@
 //! * `stream` turns a declaration into columns; `pipeline` turns a query into a plan, through `shape` (what a
 //!   query over an endless stream may not do), `name` (columns and functions that exist), `window` (which part of
 //!   `GROUP BY` is the window; `marker` has functions for those that DataFusion lacks), `plan` (DataFusion) and `output` (what the table will hold).
+//! * `rollup` makes several pipelines of one.
 //! * `bounds` says how long a query may be.
 //! * `check` brings the statements of all files together into a [`Project`], or all their [`Diagnostic`]s.
 //! * `session` is the DataFusion configuration that checking and running share.
@@ -32,6 +33,7 @@ mod pipeline;
 mod plan;
 mod project;
 mod render;
+mod rollup;
 mod session;
 mod shape;
 mod source;

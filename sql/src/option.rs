@@ -126,15 +126,9 @@ impl<'a> Options<'a> {
         result.map_err(|(message, help)| self.wrong(setting, message, help)).ok()
     }
 
-    /// Everything that was wrong, unknown options included. `later` names options that a later version will have.
-    pub(crate) fn finish(mut self, later: &[(&str, &str)]) -> Vec<Diagnostic> {
+    /// Everything that was wrong, unknown options included.
+    pub(crate) fn finish(mut self) -> Vec<Diagnostic> {
         for setting in std::mem::take(&mut self.left) {
-            if let Some((_, instead)) = later.iter().find(|(name, _)| *name == setting.name) {
-                let message = format!("this version does not have the option `{}` yet", setting.name);
-                let diagnostic = Diagnostic::error(code::NOT_YET, self.file, setting.name_span, message);
-                self.found.push(diagnostic.help(*instead));
-                continue;
-            }
             let message = format!("there is no option `{}` here", setting.name);
             let help = name::did_you_mean(&setting.name, self.known.iter().copied())
                 .unwrap_or_else(|| format!("the options are {}", name::list(self.known.iter().copied())));

@@ -9,7 +9,7 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr as Logical, LogicalPlan};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::AggregateExec;
-use datafusion::sql::sqlparser::ast::{Ident, Spanned};
+use datafusion::sql::sqlparser::ast::{Ident, Query, Spanned};
 use storage::schema::stream_schema;
 
 use crate::check::{Meaning, Names};
@@ -18,17 +18,30 @@ use crate::diagnostic::{Diagnostic, Span, code};
 use crate::expression::{self, Clause, Scope};
 use crate::fingerprint::Fingerprint;
 use crate::marker::{HOP, SESSION, nanoseconds};
-use crate::name;
 use crate::option::Options;
 use crate::output;
 use crate::plan::Planner;
-use crate::project::{Kind, PipelinePlan, StreamDecl, Window};
+use crate::project::{Granularity, Kind, PipelinePlan, StreamDecl, Window};
 use crate::session::session_state_for;
 use crate::shape::{self, Source};
 use crate::statement::PipelineHead;
 use crate::window::{self, Call, item_expr};
+use crate::{interval, name, rollup};
 
-/// Checks and plans one pipeline. `None`: it was complained about, here or where its stream is declared.
+/// A pipeline's statement with its options read.
+struct Statement<'a> {
+    state: &'a SessionState,
+    file: &'a str,
+    ident: &'a Ident,
+    head: &'a PipelineHead,
+    names: &'a Names,
+    lateness: Option<i64>,
+    retain_ns: Option<i64>,
+    partition: Granularity,
+}
+
+/// Checks and plans one pipeline, or with a rollup one for each length of window. What is missing was complained
+/// about, here or where its stream is declared.
 pub(crate) fn check(
     state: &SessionState,
     file: &str,
@@ -36,13 +49,57 @@ pub(crate) fn check(
     head: &PipelineHead,
     names: &Names,
     found: &mut Vec<Diagnostic>,
-) -> Option<PipelinePlan> {
+) -> Vec<PipelinePlan> {
     let before = found.len();
     let mut options = Options::new(file, &head.options);
     let (lateness, retain_ns, partition) = options.table();
-    found.extend(options.finish(&[("rollup", "write one pipeline for each length of window, all over the stream")]));
+    let rollup = options.text("rollup", rollup::read);
+    let given = head.options.iter().find(|setting| setting.name == "rollup");
+    found.extend(options.finish());
+    let statement = Statement { state, file, ident, head, names, lateness, retain_ns, partition };
+    let name = name::normal(ident);
 
-    let parts = shape::take_apart(file, &head.query, &head.tokens, found)?;
+    let (_, used) = rollup::apply(&head.query, 1);
+    let Some(sizes) = rollup else {
+        if let (Some(span), None) = (used, given) {
+            let message = "`rollup` stands for lengths that are given nowhere";
+            let help = "add WITH (rollup = '1 minute, 1 hour, 1 day') before AS";
+            found.push(Diagnostic::error(code::BAD_WINDOW, file, span, message).help(help));
+            return Vec::new();
+        }
+        // A rollup that cannot be read has been complained about, and the query makes no sense without it.
+        let alone = used.is_none().then(|| plan(&statement, &name, &head.query, before, found));
+        return alone.flatten().into_iter().collect();
+    };
+    if let (None, Some(setting)) = (used, given) {
+        let message = "`rollup` has no effect: the query has no tumble(ts, rollup)";
+        let help = "write tumble(ts, rollup) in the place of the window";
+        found.push(Diagnostic::error(code::BAD_WINDOW, file, setting.name_span, message).help(help));
+        return Vec::new();
+    }
+    let mut plans = Vec::with_capacity(sizes.len());
+    for size_ns in sizes {
+        let (query, _) = rollup::apply(&head.query, size_ns);
+        // What is wrong with one length is wrong with all.
+        let Some(plan) = plan(&statement, &format!("{name}_{}", interval::short(size_ns)), &query, before, found)
+        else {
+            return Vec::new();
+        };
+        plans.push(plan);
+    }
+    plans
+}
+
+/// Checks and plans a query. `before`: so many complaints were there before those about this statement.
+fn plan(
+    statement: &Statement<'_>,
+    name: &str,
+    query: &Query,
+    before: usize,
+    found: &mut Vec<Diagnostic>,
+) -> Option<PipelinePlan> {
+    let Statement { state, file, ident, head, names, lateness, retain_ns, partition } = *statement;
+    let parts = shape::take_apart(file, query, &head.tokens, found)?;
     let stream = resolve(file, &parts.source, names, found)?;
     let schema = stream_schema(&stream.stream);
     let columns: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
@@ -73,15 +130,14 @@ pub(crate) fn check(
     let rewritten = window::rewrite(select, &groups);
     let state = &session_state_for(groups.window.as_ref().map(|w| w.kind));
     let planner = Planner::new(state, &parts.source.table, schema.clone()).ok()?;
-    let failure =
-        Failure { file, tokens: &head.tokens, planner: &planner, query: &head.query, select: &rewritten, grouped };
+    let failure = Failure { file, tokens: &head.tokens, planner: &planner, query, select: &rewritten, grouped };
     if found.len() > before {
         if groups.sound {
             failure.parts(found);
         }
         return None;
     }
-    let planned = planner.logical(&head.query, &rewritten).and_then(|logical| {
+    let planned = planner.logical(query, &rewritten).and_then(|logical| {
         let optimized = planner.optimized(&logical)?;
         let physical = planner.physical(&optimized)?;
         Ok((logical, optimized, physical))
@@ -124,13 +180,13 @@ pub(crate) fn check(
         print.text(field.metadata().get("unit").map_or("", String::as_str));
     }
     Some(PipelinePlan {
-        name: name::normal(ident),
+        name: name.to_owned(),
         source: parts.source.table.clone(),
         lateness_ns,
         retain_ns,
         partition,
         comment: head.comment.clone(),
-        query: head.query.to_string(),
+        query: query.to_string(),
         fingerprint: print.end(),
         logical,
         window,

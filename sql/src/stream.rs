@@ -33,7 +33,7 @@ pub(crate) fn check(file: &str, ident: &Ident, head: &StreamHead, found: &mut Ve
     let version = options.text("version", version).unwrap_or(SchemaVersion { major: 1, minor: 0 });
     let (lateness, retain_ns, partition) = options.table();
     let schema = options.whole("schema", 0..=i64::from(u32::MAX)).and_then(|n| u32::try_from(n).ok());
-    found.extend(options.finish(&[]));
+    found.extend(options.finish());
 
     let name = name::normal(ident);
     let schema_id = schema.or((name == DEFAULT_STREAM).then_some(1));
@@ -112,7 +112,7 @@ fn fields(file: &str, columns: &[ColumnHead], found: &mut Vec<Diagnostic>) -> Ve
             let message = "only a number can have a scale";
             found.push(Diagnostic::error(code::BAD_OPTION, file, scale_span, message).help("leave it out"));
         }
-        found.extend(options.finish(&[]));
+        found.extend(options.finish());
 
         let given = column.options.iter().any(|o| o.name == "id");
         if !given && numbered > 0 {

@@ -451,7 +451,8 @@ fn length(expr: &Expr) -> Option<i64> {
     interval::parse(&text, unit.as_deref()).ok()
 }
 
-fn length_literal(ns: i64, span: sp::Span) -> Expr {
+/// `INTERVAL` of that length.
+pub(crate) fn length_literal(ns: i64, span: sp::Span) -> Expr {
     Expr::Interval(Interval {
         value: Box::new(Expr::Value(Value::SingleQuotedString(interval::literal(ns)).with_span(span))),
         leading_field: None,

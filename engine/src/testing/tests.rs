@@ -183,3 +183,40 @@ SELECT w, e, n FROM s
     let (reports, _) = go(&[("windows.sql", pipelines), ("a.slt", script)], false).await;
     assert_eq!(reports[0].failure, None);
 }
+
+#[tokio::test]
+async fn a_rollup_gives_what_each_length_alone_would_give() {
+    let pipelines = "
+CREATE PIPELINE r WITH (rollup = '1 minute, 1 hour, 1 day') AS
+SELECT device, tumble(ts, rollup) AS w, avg(t) AS a, stddev(t) AS d, median(t) AS p,
+       count(DISTINCT s) AS c, last_value(s ORDER BY ts) AS l
+FROM telemetry GROUP BY device, w;
+";
+    let script = "
+statement ok
+INSERT INTO telemetry (device, ts, epoch, seq, t, s) VALUES
+  ('a', '2026-01-01T00:00:10Z', 7, 1, 1.0, 'x'), ('a', '2026-01-01T00:00:20Z', 7, 2, 2.0, 'y'),
+  ('a', '2026-01-01T00:05:00Z', 7, 3, 6.0, 'x'), ('a', '2026-01-01T02:00:00Z', 7, 4, 11.0, 'z')
+
+statement ok
+FLUSH
+
+query I
+SELECT count(*) FROM r_1m
+----
+3
+
+query TRRRIT
+SELECT w, a, round(d, 3), p, c, l FROM r_1h ORDER BY w
+----
+2026-01-01T00:00:00Z 3.0 2.646 2.0 2 x
+2026-01-01T02:00:00Z 11.0 NULL 11.0 1 z
+
+query TRRRIT
+SELECT w, a, round(d, 3), p, c, l FROM r_1d
+----
+2026-01-01T00:00:00Z 5.0 4.546 4.0 3 z
+";
+    let (reports, _) = go(&[("rollup.sql", pipelines), ("a.slt", script)], false).await;
+    assert_eq!(reports[0].failure, None);
+}

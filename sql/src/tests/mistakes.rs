@@ -36,7 +36,6 @@ CREATE PIPELINE p AS SELECT ts, y FROM s;"##,
             "not_in_this_version",
             r##"CREATE TABLE sites (device TEXT) WITH (location = 's.csv');
 CREATE ALERT hot ON telemetry WHEN temperature > 80;
-CREATE PIPELINE r WITH (rollup = '1 minute, 1 hour') AS SELECT device, tumble(ts, rollup) AS w FROM telemetry GROUP BY device, w;
 CREATE PIPELINE j AS SELECT ts FROM sites;"##,
         ),
         (
@@ -101,6 +100,17 @@ CREATE PIPELINE p5 AS SELECT device, session(ts, INTERVAL '5 minutes') AS window
 CREATE PIPELINE p6 AS SELECT device, session(ts, INTERVAL '5 minutes') AS window_start, session(ts, INTERVAL '6 minutes') AS b, count(*) AS n FROM telemetry GROUP BY device, window_start;
 CREATE PIPELINE p7 AS SELECT device, ts, count(*) AS n FROM telemetry GROUP BY device, hop(ts, INTERVAL '1 minute', INTERVAL '5 minutes');
 CREATE PIPELINE p8 AS SELECT device, sessions(ts, INTERVAL '5 minutes') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;"##,
+        ),
+        (
+            "rollups",
+            r##"CREATE PIPELINE a_1h AS SELECT device, ts FROM telemetry;
+CREATE PIPELINE a WITH (rollup = '1 minute, 1 hour') AS SELECT device, tumble(ts, rollup) AS w, count(*) AS n FROM telemetry GROUP BY device, w;
+CREATE PIPELINE b WITH (rollup = '1 minute, 60 s') AS SELECT device, tumble(ts, rollup) AS w, count(*) AS n FROM telemetry GROUP BY device, w;
+CREATE PIPELINE c WITH (rollup = '1 minute, 1 month') AS SELECT device, tumble(ts, rollup) AS w, count(*) AS n FROM telemetry GROUP BY device, w;
+CREATE PIPELINE d WITH (rollup = '1 minute') AS SELECT device, tumble(ts, INTERVAL '1 minute') AS w, count(*) AS n FROM telemetry GROUP BY device, w;
+CREATE PIPELINE e AS SELECT device, tumble(ts, rollup) AS w, count(*) AS n FROM telemetry GROUP BY device, w;
+CREATE PIPELINE f WITH (rollup = '1 minute, 1 hour') AS SELECT device, tumble(ts, rollup) AS w, avg(temprature) AS n FROM telemetry GROUP BY device, w;
+CREATE PIPELINE g WITH (rollup = INTERVAL '1 minute') AS SELECT device, tumble(ts, rollup) AS w, count(*) AS n FROM telemetry GROUP BY device, w;"##,
         ),
         (
             "two_windows",

@@ -180,6 +180,18 @@ fn one_window_in_many_spellings() {
 }
 
 #[test]
+fn a_rollup_is_a_pipeline_for_each_length() {
+    let text = "CREATE PIPELINE climate WITH (rollup = '1 minute, 1 hour, 1 day', retain = INTERVAL '9 days') AS
+SELECT device, tumble(ts, rollup) AS w, window_end() AS e, avg(temperature) AS a FROM telemetry GROUP BY device, tumble(ts, rollup);";
+    let plans = project(&[("t.sql", TELEMETRY), ("p.sql", text)]).pipelines;
+    let found: Vec<_> = plans.iter().map(|p| (p.name.as_str(), p.window.as_ref().unwrap().size_ns / SECOND)).collect();
+    assert_eq!(found, [("climate_1m", 60), ("climate_1h", 3600), ("climate_1d", 86_400)]);
+    assert!(plans.iter().all(|p| p.retain_ns == Some(9 * 86_400 * SECOND)));
+    let alone = "SELECT device, tumble(ts, INTERVAL '1 hour') AS w, window_end() AS e, avg(temperature) AS a FROM telemetry GROUP BY device, w";
+    assert_eq!(plans[1].fingerprint, one(alone).pipelines[0].fingerprint, "as if it were written alone");
+}
+
+#[test]
 fn windows_that_overlap_and_windows_that_end_with_a_gap() {
     let query = |window: &str| {
         format!(
