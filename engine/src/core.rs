@@ -146,10 +146,10 @@ impl Core {
                     let (opener, state, old) = (opener.clone(), state.clone(), old.clone());
                     blocking(async move || opener.finish(ShardId(shard as u16), &state, &old).await).await??;
                 }
-                project::store(&project_file, &loaded.files)?;
+                project::store(&project_file, &loaded)?;
             }
         } else {
-            project::store(&project_file, &loaded.files)?;
+            project::store(&project_file, &loaded)?;
         }
 
         let project = Arc::new(loaded.project);

@@ -2,12 +2,13 @@
 //!
 //! The version that the log was written under is kept beside it. When the folder has changed since, the engine
 //! first finishes what is old with the old project (replay, then a cut), and only then goes on with the new one:
-//! so a row is never read against a schema it was not written for.
+//! so a row is never read against a schema it was not written for, nor looked up in rows that came later.
 
 use std::path::{Path, PathBuf};
 
+use pipelines::output::{from_ipc, to_ipc};
 use serde::{Deserialize, Serialize};
-use sql::{Project, SourceFile};
+use sql::{Diagnostic, Project, SourceFile};
 use thiserror::Error;
 
 /// Why there is no project to run.
@@ -34,7 +35,7 @@ pub enum ProjectError {
 
 /// A checked project and the files it came from.
 pub struct Loaded {
-    /// Its meaning.
+    /// Its meaning, with the rows of its reference tables.
     pub project: Project,
     /// Its text.
     pub files: Vec<SourceFile>,
@@ -44,6 +45,15 @@ pub struct Loaded {
 struct Stored {
     version: u32,
     files: Vec<StoredFile>,
+    /// The rows that reference tables had, each in a file beside this one. The files they came from may change.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tables: Vec<StoredTable>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredTable {
+    name: String,
+    file: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -63,9 +73,17 @@ pub fn load(dir: Option<&Path>) -> Result<Loaded, ProjectError> {
     check(files)
 }
 
-/// Checks files that are already in memory.
+/// Checks files that are already in memory, and reads the rows of their reference tables.
 pub fn check(files: Vec<SourceFile>) -> Result<Loaded, ProjectError> {
-    match sql::check(&files) {
+    checked(files, sql::read_tables)
+}
+
+fn checked(
+    files: Vec<SourceFile>,
+    rows: impl FnOnce(&mut Project) -> Result<(), Vec<Diagnostic>>,
+) -> Result<Loaded, ProjectError> {
+    let project = sql::check(&files).and_then(|mut project| rows(&mut project).map(|()| project));
+    match project {
         Ok(project) => Ok(Loaded { project, files }),
         Err(diagnostics) => Err(ProjectError::Check { rendered: sql::render_all(&diagnostics, &files) }),
     }
@@ -90,27 +108,92 @@ pub fn stored(path: &Path) -> Result<Option<Loaded>, ProjectError> {
         }));
     }
     let files = stored.files.into_iter().map(|file| SourceFile { name: file.name, text: file.text }).collect();
-    check(files).map(Some)
+    let mut loaded = checked(files, |_| Ok(()))?;
+    for table in stored.tables {
+        let path = path.with_file_name(&table.file);
+        let failed = |message: String| ProjectError::Registry { path: path.clone(), message };
+        let bytes = std::fs::read(&path).map_err(|e| failed(e.to_string()))?;
+        let batches = from_ipc(&bytes.into()).map_err(|e| failed(e.to_string()))?;
+        let rows = batches.first().ok_or_else(|| failed("the file is damaged; restore it from a copy".to_owned()))?;
+        loaded.project.set_rows(&table.name, rows);
+    }
+    Ok(Some(loaded))
 }
 
-/// Keeps the files as the version that counts from now on. Replaces the old copy in one step.
-pub fn store(path: &Path, files: &[SourceFile]) -> Result<(), ProjectError> {
-    let stored = Stored {
-        version: VERSION,
-        files: files.iter().map(|file| StoredFile { name: file.name.clone(), text: file.text.clone() }).collect(),
-    };
+/// Keeps the project as the version that counts from now on. Replaces the old copy in one step; the rows of its
+/// tables stand there before, under names of their own.
+pub fn store(path: &Path, loaded: &Loaded) -> Result<(), ProjectError> {
+    let Loaded { project, files } = loaded;
+    let fingerprint = project.fingerprint();
+    let name_of = |table: &str| format!("{table}-{fingerprint:016x}.arrow");
+    let tables = project.tables.iter().map(|decl| StoredTable { name: decl.name.clone(), file: name_of(&decl.name) });
+    let files = files.iter().map(|file| StoredFile { name: file.name.clone(), text: file.text.clone() });
+    let stored = Stored { version: VERSION, files: files.collect(), tables: tables.collect() };
     let write = || -> std::io::Result<()> {
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir)?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(dir)?;
+        for decl in &project.tables {
+            let rows = to_ipc(&decl.rows).map_err(std::io::Error::other)?;
+            write_new(&path.with_file_name(name_of(&decl.name)), &rows)?;
         }
-        let fresh = path.with_extension("new");
-        std::fs::write(&fresh, serde_json::to_vec_pretty(&stored)?)?;
-        std::fs::File::open(&fresh)?.sync_all()?;
-        std::fs::rename(&fresh, path)?;
-        if let Some(dir) = path.parent() {
-            std::fs::File::open(dir)?.sync_all()?;
+        write_new(path, &serde_json::to_vec_pretty(&stored)?)?;
+        // What an older version had is read no more. Only space is lost if one stays.
+        for entry in std::fs::read_dir(dir)?.filter_map(Result::ok) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(".arrow") && !stored.tables.iter().any(|table| table.file == name) {
+                let _ = std::fs::remove_file(entry.path());
+            }
         }
         Ok(())
     };
     write().map_err(|e| ProjectError::Registry { path: path.to_owned(), message: e.to_string() })
+}
+
+/// Writes a whole file or nothing, and returns when it is durable.
+fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let fresh = path.with_extension("new");
+    std::fs::write(&fresh, bytes)?;
+    std::fs::File::open(&fresh)?.sync_all()?;
+    std::fs::rename(&fresh, path)?;
+    match path.parent() {
+        Some(dir) => std::fs::File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SQL: &str = "CREATE TABLE sites (device TEXT, site TEXT) WITH (location = 'sites.csv', key = 'device');
+CREATE PIPELINE p AS SELECT t.ts, t.device, site FROM telemetry t JOIN sites s ON t.device = s.device;";
+
+    #[test]
+    fn the_rows_of_tables_are_kept_with_the_version_that_looked_them_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("registry/project.json");
+        let sources = dir.path().join("sources");
+        std::fs::create_dir(&sources).unwrap();
+        std::fs::write(sources.join("p.sql"), SQL).unwrap();
+        std::fs::write(sources.join("sites.csv"), "device,site\na,north\n").unwrap();
+        let first = load(Some(&sources)).unwrap();
+        store(&path, &first).unwrap();
+        std::fs::write(sources.join("sites.csv"), "device,site\na,south\nb,south\n").unwrap();
+        let kept = stored(&path).unwrap().unwrap();
+        assert_eq!(kept.project.fingerprint(), first.project.fingerprint());
+        assert_eq!(kept.project.pipelines[0].joins[0].rows, first.project.pipelines[0].joins[0].rows);
+
+        let second = load(Some(&sources)).unwrap();
+        assert_ne!(second.project.fingerprint(), first.project.fingerprint(), "other rows are another version");
+        let plan = |loaded: &Loaded| loaded.project.pipelines[0].fingerprint;
+        assert_eq!(plan(&second), plan(&first), "but the pipeline goes on with its windows");
+        store(&path, &second).unwrap();
+        assert_eq!(stored(&path).unwrap().unwrap().project.tables[0].rows.num_rows(), 2);
+        let files = std::fs::read_dir(dir.path().join("registry")).unwrap().count();
+        assert_eq!(files, 2, "the rows of the first version are gone");
+
+        std::fs::remove_file(sources.join("sites.csv")).unwrap();
+        let refused = load(Some(&sources)).map(|_| ()).unwrap_err().to_string();
+        assert!(refused.contains("sites.csv: no such file") && refused.contains("p.sql:1:"), "{refused}");
+    }
 }

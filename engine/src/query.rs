@@ -93,7 +93,8 @@ pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<Sessio
     over_live(&core.tables, &core.project, &core.catalog, &core.statuses, runtime).await
 }
 
-/// All tables of a project: files, and the rows of its shards that are newer than the last of them.
+/// All tables of a project: files, and the rows of its shards that are newer than the last of them; reference tables
+/// as they are looked up in.
 pub(crate) async fn over_live(
     tables: &TableStore,
     project: &Project,
@@ -126,6 +127,11 @@ pub(crate) async fn over_live(
         live.insert(table.clone(), rows);
     }
     tables.register_all(&context, live).await.map_err(|e| QueryError::Query(e.to_string()))?;
+    for decl in &project.tables {
+        // A table of results that once had this name stays in its files; what the project says now is what counts.
+        context.deregister_table(decl.name.as_str())?;
+        context.register_batch(&decl.name, decl.rows.clone())?;
+    }
     Ok(context)
 }
 

@@ -4,6 +4,7 @@
 //!
 //! * [`Pipeline`] (`pipeline.rs`): one running query of one shard: rows in, closed windows out, state saved and
 //!   restored;
+//! * `lookup.rs`: what rows find in reference tables;
 //! * `plan.rs`: cuts DataFusion's physical plan at its aggregate; `stage.rs` evaluates what lies below and above it;
 //! * `operator.rs`: what a window operator is; `aligned.rs` for windows that follow the clock, `sessions.rs` for those
 //!   that end with a gap; `aggregate.rs` is their hash table over DataFusion's accumulators and
@@ -26,6 +27,7 @@ mod aligned;
 mod checkpoint;
 mod digest;
 mod error;
+mod lookup;
 mod operator;
 mod pipeline;
 mod plan;

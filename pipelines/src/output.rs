@@ -134,7 +134,7 @@ pub(crate) fn late_batch(rows: &[(String, LateRow)], now: Timestamp) -> Result<R
 }
 
 /// One batch as an Arrow IPC stream.
-pub(crate) fn to_ipc(batch: &RecordBatch) -> Result<Bytes, ArrowError> {
+pub fn to_ipc(batch: &RecordBatch) -> Result<Bytes, ArrowError> {
     let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema())?;
     writer.write(batch)?;
     writer.finish()?;
@@ -142,6 +142,6 @@ pub(crate) fn to_ipc(batch: &RecordBatch) -> Result<Bytes, ArrowError> {
 }
 
 /// The batches of an Arrow IPC stream.
-pub(crate) fn from_ipc(ipc: &Bytes) -> Result<Vec<RecordBatch>, ArrowError> {
+pub fn from_ipc(ipc: &Bytes) -> Result<Vec<RecordBatch>, ArrowError> {
     StreamReader::try_new(Cursor::new(ipc), None)?.collect()
 }

@@ -24,6 +24,7 @@ use sql::PipelinePlan;
 use crate::aggregate::{self, Input};
 use crate::checkpoint::{self, Identity};
 pub(crate) use crate::error::PipelineError;
+use crate::lookup::{self, Lookup};
 use crate::operator::{self, Late, Operator};
 use crate::plan::{Cut, Windowed, cut};
 use crate::stage::Stage;
@@ -86,6 +87,8 @@ pub struct Stats {
 /// A running query of one shard.
 pub struct Pipeline {
     name: String,
+    lookups: Vec<Lookup>,
+    /// The columns of the stream, then those that lookups add.
     source: SchemaRef,
     output: SchemaRef,
     identity: Identity,
@@ -115,6 +118,8 @@ impl std::fmt::Debug for Pipeline {
 impl Pipeline {
     /// A pipeline that has seen nothing. `source` are the columns of the stream it reads.
     pub fn new(plan: &PipelinePlan, source: SchemaRef) -> Result<Self, PipelineError> {
+        let lookups = plan.joins.iter().map(Lookup::new).collect::<Result<Vec<_>, _>>()?;
+        let source = lookup::schema(&source, &lookups)?;
         let parts = cut(plan, &source)?;
         let (found, shape) = match &parts {
             Cut::Rows(stage) => (stage.schema().clone(), String::new()),
@@ -133,6 +138,7 @@ impl Pipeline {
         };
         Ok(Self {
             name: plan.name.clone(),
+            lookups,
             source,
             output: Arc::clone(&plan.output),
             identity: Identity { shape, ..identity(plan) },
@@ -182,7 +188,10 @@ impl Pipeline {
 
     /// Takes rows of the source stream, in the order of the log.
     pub fn ingest(&mut self, batch: &RecordBatch) -> Result<(), PipelineError> {
-        let rows = self.gathered(batch)?;
+        let rows = match self.lookups.as_slice() {
+            [] => self.gathered(batch)?,
+            lookups => self.gathered(&lookup::extend(batch, lookups)?)?,
+        };
         self.stats.rows += rows.num_rows() as u64;
         let mut at = 0;
         while at < rows.num_rows() {

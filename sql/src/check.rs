@@ -11,16 +11,18 @@ use device::schema::DEFAULT_STREAM;
 use crate::diagnostic::{Diagnostic, Severity, Span, code};
 use crate::name;
 use crate::pipeline;
-use crate::project::{Project, StreamDecl};
+use crate::project::{Project, StreamDecl, TableDecl};
 use crate::session::session_state;
 use crate::source::SourceFile;
 use crate::statement::{self, Head};
-use crate::stream;
+use crate::{stream, table};
 
 /// What a name stands for, for the pipelines that read it.
 pub(crate) enum Meaning {
     /// Index in the streams.
     Stream(usize),
+    /// Index in the reference tables.
+    Table(usize),
     /// A pipeline.
     Pipeline,
     /// A statement that could not be read, or that this version cannot run: complained about already.
@@ -30,6 +32,7 @@ pub(crate) enum Meaning {
 /// All names of a project.
 pub(crate) struct Names {
     pub(crate) streams: Vec<StreamDecl>,
+    pub(crate) tables: Vec<TableDecl>,
     pub(crate) meanings: HashMap<String, Meaning>,
 }
 
@@ -53,7 +56,7 @@ pub fn check(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
 
 fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
     let mut found = Vec::new();
-    let mut names = Names { streams: Vec::new(), meanings: HashMap::new() };
+    let mut names = Names { streams: Vec::new(), tables: Vec::new(), meanings: HashMap::new() };
     let mut places: HashMap<String, (&str, Span)> = HashMap::new();
     let mut pipelines = Vec::new();
     let mut order: Vec<&SourceFile> = files.iter().collect();
@@ -71,7 +74,7 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
                 let message = format!("the name `{name}` is taken");
                 found.push(
                     Diagnostic::error(code::NAME_TAKEN, &file.name, span, message)
-                        .help("streams and pipelines are tables: each needs a name of its own")
+                        .help("streams, tables and pipelines are all tables: each needs a name of its own")
                         .note("first used here", Some((other.to_owned(), at.start))),
                 );
             } else {
@@ -81,6 +84,10 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
                 Head::Stream(head) => {
                     names.streams.push(stream::check(&file.name, &ident, &head, &mut found));
                     Meaning::Stream(names.streams.len() - 1)
+                }
+                Head::Table(head) => {
+                    names.tables.push(table::check(&file.name, &ident, &head, &mut found));
+                    Meaning::Table(names.tables.len() - 1)
                 }
                 Head::Pipeline(head) => {
                     pipelines.push((file, ident, head));
@@ -119,7 +126,7 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
     if let Some(at) = streams.iter().position(|s| &*s.stream.name == DEFAULT_STREAM) {
         streams.swap(0, at);
     }
-    Ok(Project { streams, pipelines: plans, warnings: found })
+    Ok(Project { streams, tables: names.tables, pipelines: plans, warnings: found })
 }
 
 /// The tables of a rollup have names that nobody wrote.

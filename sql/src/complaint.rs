@@ -92,6 +92,12 @@ impl Failure<'_> {
 
     fn one(&self, error: &DataFusionError, part: Span) -> Diagnostic {
         let text = clean(error);
+        if let Some((_, rest)) = text.split_once("duplicate unqualified field name ") {
+            let call = rest.split('"').nth(1).unwrap_or("an aggregate");
+            let message = format!("{call} stands here twice, with casts that the planner cannot tell apart");
+            let help = "let them differ in more than a cast, as in avg(x) and avg(CAST(x AS DECIMAL(18, 3)) * 1)";
+            return Diagnostic::error(code::PLAN, self.file, part, message).help(help);
+        }
         let Some(own) = error.diagnostic() else {
             let span = self.call_named_in(&text, part).unwrap_or(part);
             let (message, help) = split(&text);

@@ -157,6 +157,8 @@ pub mod code {
     pub const FIELD_ID: &str = "W0107";
     /// A schema id used twice.
     pub const SCHEMA_ID: &str = "W0108";
+    /// A reference table whose rows cannot be read.
+    pub const REFERENCE: &str = "W0110";
     /// A column constraint that streams cannot keep.
     pub const CONSTRAINT: &str = "W0109";
 

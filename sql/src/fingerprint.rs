@@ -2,6 +2,9 @@
 //!
 //! Every part is closed by its length or a mark, so that `("ab", "c")` and `("a", "bc")` differ.
 
+use arrow::array::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+
 /// A fingerprint in the making.
 pub(crate) struct Fingerprint(u64);
 
@@ -35,6 +38,20 @@ impl Fingerprint {
     pub(crate) fn end(&self) -> u64 {
         self.0
     }
+}
+
+/// A hash of the values of a table, and of their order.
+pub(crate) fn of_rows(rows: &RecordBatch) -> u64 {
+    let mut print = Fingerprint::new();
+    let options = FormatOptions::new().with_null("\u{0}");
+    for column in rows.columns() {
+        // Columns of reference tables can all be shown as text.
+        let Ok(texts) = ArrayFormatter::try_new(column, &options) else { continue };
+        for row in 0..rows.num_rows() {
+            print.text(&texts.value(row).to_string());
+        }
+    }
+    print.end()
 }
 
 #[cfg(test)]

@@ -6,15 +6,15 @@
 //! * `statement` cuts a file into statements and reads their heads (`CREATE STREAM`, `CREATE PIPELINE`) with
 //!   sqlparser's own tokens, so that every position is one in the file; `option` and `interval` read what stands
 //!   in `WITH (...)`.
-//! * `stream` turns a declaration into columns; `pipeline` turns a query into a plan, through `shape` (what a
-//!   query over an endless stream may not do), `name` (columns and functions that exist), `window` (which part of
+//! * `stream` and `table` turn a declaration into columns; `pipeline` turns a query into a plan, through `shape` (what a
+//!   query over an endless stream may not do), `join` (what it looks up in reference tables), `name` (columns and functions that exist), `window` (which part of
 //!   `GROUP BY` is the window; `marker` has functions for those that DataFusion lacks), `plan` (DataFusion) and `output` (what the table will hold).
 //! * `rollup` makes several pipelines of one.
 //! * `bounds` says how long a query may be.
 //! * `check` brings the statements of all files together into a [`Project`], or all their [`Diagnostic`]s.
 //! * `session` is the DataFusion configuration that checking and running share.
 //!
-//! There is no clock, no network and no data here; only [`load`] touches the disk.
+//! There is no clock, no network and no telemetry here; only [`load`] and [`read_tables`] touch the disk.
 
 mod bounds;
 mod check;
@@ -25,6 +25,7 @@ mod expression;
 mod fingerprint;
 mod function;
 mod interval;
+mod join;
 mod marker;
 mod name;
 mod option;
@@ -32,6 +33,7 @@ mod output;
 mod pipeline;
 mod plan;
 mod project;
+mod reference;
 mod render;
 mod rollup;
 mod session;
@@ -39,6 +41,7 @@ mod shape;
 mod source;
 mod statement;
 mod stream;
+mod table;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -46,7 +49,8 @@ mod window;
 pub use bounds::too_long;
 pub use check::check;
 pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
-pub use project::{DEFAULT_LATENESS_NS, Granularity, Kind, PipelinePlan, Project, StreamDecl, Window};
+pub use project::{DEFAULT_LATENESS_NS, Granularity, Join, Kind, PipelinePlan, Project, StreamDecl, TableDecl, Window};
+pub use reference::read_tables;
 pub use render::{render_all, render_json};
 pub use session::{session, session_state, session_state_for};
 pub use source::{LoadError, SourceFile, load};

@@ -9,7 +9,7 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr as Logical, LogicalPlan};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::AggregateExec;
-use datafusion::sql::sqlparser::ast::{Ident, Query, Spanned};
+use datafusion::sql::sqlparser::ast::{GroupByExpr, Ident, Query, Spanned};
 use storage::schema::stream_schema;
 
 use crate::check::{Meaning, Names};
@@ -26,7 +26,7 @@ use crate::session::session_state_for;
 use crate::shape::{self, Source};
 use crate::statement::PipelineHead;
 use crate::window::{self, Call, item_expr};
-use crate::{interval, name, rollup};
+use crate::{interval, join, name, rollup};
 
 /// A pipeline's statement with its options read.
 struct Statement<'a> {
@@ -102,10 +102,15 @@ fn plan(
     let parts = shape::take_apart(file, query, &head.tokens, found)?;
     let stream = resolve(file, &parts.source, names, found)?;
     let schema = stream_schema(&stream.stream);
-    let columns: Vec<String> = schema.fields().iter().map(|f| f.name().clone()).collect();
-    let select = parts.select;
+    let joined = join::resolve(file, (&parts.source, &parts.joins), parts.select, &schema, names, found)?;
+    let join::Joined { select, joins, schema, columns, found_rows } = joined;
+    let select = &select;
+    let group_by = match &select.group_by {
+        GroupByExpr::Expressions(exprs, _) => exprs.as_slice(),
+        GroupByExpr::All(_) => &[],
+    };
     let aggregates = select.projection.iter().filter_map(item_expr).chain(select.having.iter());
-    let grouped = !parts.groups.is_empty()
+    let grouped = !group_by.is_empty()
         || select.having.is_some()
         || aggregates.into_iter().any(|e| expression::aggregate_in(state, e).is_some());
     let outputs = output::aliases(select);
@@ -123,11 +128,17 @@ fn plan(
     for (clause, expr) in items.chain(clauses.into_iter().filter_map(|(c, e)| Some((c, e.as_ref()?)))) {
         expression::check(&scope, clause, expr, found);
     }
-    let groups = window::groups(&scope, select, parts.groups, found);
+    let groups = window::groups(&scope, select, group_by, found);
     output::check_items(&scope, select, groups.window.as_ref(), found);
 
     // From here on DataFusion speaks.
-    let rewritten = window::rewrite(select, &groups);
+    let mut rewritten = window::rewrite(select, &groups);
+    if let Some(rows) = found_rows {
+        rewritten.selection = Some(match rewritten.selection.take() {
+            Some(condition) => join::and(condition, rows),
+            None => rows,
+        });
+    }
     let state = &session_state_for(groups.window.as_ref().map(|w| w.kind));
     let planner = Planner::new(state, &parts.source.table, schema.clone()).ok()?;
     let failure = Failure { file, tokens: &head.tokens, planner: &planner, query, select: &rewritten, grouped };
@@ -175,6 +186,9 @@ fn plan(
     // What a window is besides its length stands in the text.
     print.optional(window.as_ref().map(|w| w.size_ns)).number(if window.is_some() { lateness_ns } else { 0 });
     print.text(partition.as_str());
+    for join in &joins {
+        print.text("join").text(&join.table).text(&format!("{:?}{:?}{:?}", join.on, join.columns, join.matched));
+    }
     for field in scan.fields() {
         print.text(field.name()).text(&field.data_type().to_string());
         print.text(field.metadata().get("unit").map_or("", String::as_str));
@@ -188,6 +202,7 @@ fn plan(
         comment: head.comment.clone(),
         query: query.to_string(),
         fingerprint: print.end(),
+        joins,
         logical,
         window,
         output: output.schema,
@@ -203,6 +218,11 @@ fn resolve<'a>(file: &str, source: &Source, names: &'a Names, found: &mut Vec<Di
     match names.meanings.get(&source.table) {
         Some(Meaning::Stream(index)) => return names.streams.get(*index),
         Some(Meaning::Unreadable) => {}
+        Some(Meaning::Table(_)) => {
+            let message = format!("`{}` is a reference table, in which nothing happens by itself", source.table);
+            let help = format!("read a stream and join it: FROM telemetry t JOIN {} ON ..", source.table);
+            found.push(complain(code::SOURCES, message).help(help));
+        }
         Some(Meaning::Pipeline) => {
             let message = "this version cannot read a pipeline in a pipeline yet".to_owned();
             let help = "write the query over the stream that the pipeline reads";

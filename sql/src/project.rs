@@ -1,11 +1,12 @@
 //! What a checked project consists of. Values only: whoever runs them is elsewhere.
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::logical_expr::LogicalPlan;
 use device::schema::{Catalog, DEFAULT_STREAM, SchemaVersion, Stream};
 
 use crate::diagnostic::{Diagnostic, Span};
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{self, Fingerprint};
 
 /// How long after the end of a window its rows may still come, unless a file says otherwise: 30 seconds.
 pub const DEFAULT_LATENESS_NS: i64 = 30_000_000_000;
@@ -63,6 +64,46 @@ impl StreamDecl {
             at: None,
         }
     }
+}
+
+/// A reference table: rows that pipelines look up by key.
+#[derive(Debug, Clone)]
+pub struct TableDecl {
+    /// Its name.
+    pub name: String,
+    /// Its columns, all nullable; metadata `unit` and `description` where they are known.
+    pub schema: SchemaRef,
+    /// The columns that together name one row.
+    pub key: Vec<String>,
+    /// Where the rows stand: a path, relative to the folder of the file that declares it.
+    pub location: String,
+    /// Text for people.
+    pub comment: Option<String>,
+    /// File and place of its name.
+    pub at: (String, Span),
+    /// Where the location is written.
+    pub location_at: Span,
+    /// Its rows; none until [`Project::set_rows`] has brought them.
+    pub rows: RecordBatch,
+}
+
+/// A reference table that the rows of a stream are looked up in, before anything else is computed of them.
+///
+/// The query knows what it found as further columns of its source.
+#[derive(Debug, Clone)]
+pub struct Join {
+    /// Name of the table.
+    pub table: String,
+    /// The table's key, by which rows are found.
+    pub key: Vec<String>,
+    /// For each column of the key: the column of the source that is compared with it, and its name.
+    pub on: Vec<(String, String)>,
+    /// The columns it adds: their names in the source, and in the table. Null where no row was found.
+    pub columns: Vec<(String, String)>,
+    /// The column it adds that says whether a row was found; the query keeps only those. `None`: `LEFT JOIN`.
+    pub matched: Option<String>,
+    /// The rows of the table.
+    pub rows: RecordBatch,
 }
 
 /// How windows follow each other.
@@ -134,8 +175,10 @@ pub struct PipelinePlan {
     /// Changes when results may have changed: by the query, the types and units of the columns it reads, the
     /// lateness, the partitioning. Stays the same under comments, spaces, retention and columns it does not read.
     pub fingerprint: u64,
+    /// Tables that rows are looked up in, in this order.
+    pub joins: Vec<Join>,
     /// The query over a scan of [`PipelinePlan::source`], whose columns are those of
-    /// `storage::schema::stream_schema`; planned by DataFusion, neither analyzed nor optimized. The provider behind
+    /// `storage::schema::stream_schema`, then those that the joins add; planned by DataFusion, neither analyzed nor optimized. The provider behind
     /// the scan is unbounded and has no rows: replace it, or the leaf of the physical plan, to run the query.
     pub logical: LogicalPlan,
     /// `None`: rows are filtered and projected one by one.
@@ -151,11 +194,13 @@ pub struct PipelinePlan {
     pub at: (String, Span),
 }
 
-/// All streams and pipelines of some files that fit together.
+/// All streams, tables and pipelines of some files that fit together.
 #[derive(Debug, Clone)]
 pub struct Project {
     /// All streams in the order of [`Project::catalog`]: [`DEFAULT_STREAM`] is always there and always first.
     pub streams: Vec<StreamDecl>,
+    /// All reference tables, by file and line.
+    pub tables: Vec<TableDecl>,
     /// All pipelines, by file and line.
     pub pipelines: Vec<PipelinePlan>,
     /// What can run but is probably not meant.
@@ -165,7 +210,8 @@ pub struct Project {
 impl Project {
     /// A project without files: the stream `telemetry` without fields.
     pub fn empty() -> Self {
-        Self { streams: vec![StreamDecl::undeclared(Some(1))], pipelines: Vec::new(), warnings: Vec::new() }
+        let streams = vec![StreamDecl::undeclared(Some(1))];
+        Self { streams, tables: Vec::new(), pipelines: Vec::new(), warnings: Vec::new() }
     }
 
     /// The streams as devices and tables need them. Indexes are those of [`Project::streams`].
@@ -176,6 +222,17 @@ impl Project {
     /// The stream of that name.
     pub fn stream(&self, name: &str) -> Option<&StreamDecl> {
         self.streams.iter().find(|s| &*s.stream.name == name)
+    }
+
+    /// Gives a reference table its rows, with the columns of its declaration.
+    pub fn set_rows(&mut self, table: &str, rows: &RecordBatch) {
+        for decl in self.tables.iter_mut().filter(|decl| decl.name == table) {
+            decl.rows = rows.clone();
+        }
+        let joins = self.pipelines.iter_mut().flat_map(|plan| &mut plan.joins);
+        for join in joins.filter(|join| join.table == table) {
+            join.rows = rows.clone();
+        }
     }
 
     /// The pipeline of that name.
@@ -199,6 +256,13 @@ impl Project {
             }
             print.number(decl.lateness_ns).optional(decl.retain_ns).text(decl.partition.as_str());
             print.text(decl.comment.as_deref().unwrap_or(""));
+        }
+        let mut tables: Vec<&TableDecl> = self.tables.iter().collect();
+        tables.sort_by(|a, b| a.name.cmp(&b.name));
+        for decl in tables {
+            print.text("table").text(&decl.name).text(&format!("{:?}", decl.key)).text(&decl.location);
+            print.text(&format!("{:?}", decl.schema)).text(decl.comment.as_deref().unwrap_or(""));
+            print.number(fingerprint::of_rows(&decl.rows) as i64);
         }
         let mut pipelines: Vec<&PipelinePlan> = self.pipelines.iter().collect();
         pipelines.sort_by(|a, b| a.name.cmp(&b.name));

@@ -1,10 +1,11 @@
-//! What a query over an endless stream may look like: one SELECT from one stream, without order or limit.
+//! What a query over an endless stream may look like: one SELECT from one stream, perhaps joined, without order or
+//! limit.
 //!
 //! Everything is refused with its reason and a way out, at the word that asks for it. What stands inside the
 //! expressions is not looked at here.
 
 use datafusion::sql::sqlparser::ast::{
-    Distinct, Expr, GroupByExpr, ObjectNamePart, Query, Select, SetExpr, Spanned, TableFactor, TableWithJoins,
+    Distinct, Expr, GroupByExpr, Join, ObjectNamePart, Query, Select, SetExpr, Spanned, TableFactor, TableWithJoins,
 };
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
@@ -27,7 +28,8 @@ pub(crate) struct Source {
 pub(crate) struct Parts<'a> {
     pub(crate) select: &'a Select,
     pub(crate) source: Source,
-    pub(crate) groups: &'a [Expr],
+    /// What it is joined with.
+    pub(crate) joins: Vec<(Source, &'a Join)>,
 }
 
 struct Refusals<'a> {
@@ -109,9 +111,9 @@ pub(crate) fn take_apart<'a>(
         }
     };
     clauses(&mut r, select);
-    let groups = groups(&mut r, select);
-    let source = source(&mut r, select)?;
-    Some(Parts { select, source, groups })
+    groups(&mut r, select);
+    let (source, joins) = sources(&mut r, select)?;
+    Some(Parts { select, source, joins })
 }
 
 fn ending(r: &mut Refusals<'_>, query: &Query) {
@@ -177,7 +179,7 @@ fn clauses(r: &mut Refusals<'_>, select: &Select) {
     }
 }
 
-fn groups<'a>(r: &mut Refusals<'_>, select: &'a Select) -> &'a [Expr] {
+fn groups(r: &mut Refusals<'_>, select: &Select) {
     let (exprs, modifiers): (&[Expr], _) = match &select.group_by {
         GroupByExpr::Expressions(exprs, modifiers) => (exprs, modifiers),
         GroupByExpr::All(modifiers) => {
@@ -192,7 +194,6 @@ fn groups<'a>(r: &mut Refusals<'_>, select: &'a Select) -> &'a [Expr] {
         let help = "write one pipeline for each set of groups";
         r.refuse_at(code::GROUPING, span, "a pipeline has one set of groups", help);
     }
-    exprs
 }
 
 /// Grouping sets have no span of their own.
@@ -204,7 +205,7 @@ fn word_of(r: &Refusals<'_>, expr: &Expr) -> Span {
     }
 }
 
-fn source(r: &mut Refusals<'_>, select: &Select) -> Option<Source> {
+fn sources<'a>(r: &mut Refusals<'_>, select: &'a Select) -> Option<(Source, Vec<(Source, &'a Join)>)> {
     let first = match select.from.as_slice() {
         [] => {
             let span = r.at(&["SELECT"]);
@@ -219,11 +220,13 @@ fn source(r: &mut Refusals<'_>, select: &Select) -> Option<Source> {
         }
     };
     let TableWithJoins { relation, joins } = first;
-    if !joins.is_empty() {
-        let message = "this version cannot join in a pipeline yet";
-        let help = "send what you need as a field of the stream, or join when you query the Parquet tables";
-        r.refuse(code::NOT_YET, &["JOIN"], message, help);
-    }
+    let source = source(r, relation)?;
+    let joins = joins.iter().map(|join| Some((self::source(r, &join.relation)?, join))).collect::<Option<Vec<_>>>()?;
+    // Listed sources are refused already; looking for their columns would only add noise.
+    (select.from.len() == 1).then_some((source, joins))
+}
+
+fn source(r: &mut Refusals<'_>, relation: &TableFactor) -> Option<Source> {
     let TableFactor::Table {
         name,
         alias,
@@ -263,7 +266,5 @@ fn source(r: &mut Refusals<'_>, select: &Select) -> Option<Source> {
     }
     let table = name::normal(ident);
     let alias = alias.as_ref().map_or_else(|| table.clone(), |a| name::normal(&a.name));
-    // Joined or listed sources are refused already; looking for their columns would only add noise.
-    let more = !joins.is_empty() || select.from.len() > 1;
-    (!more).then_some(Source { table, alias, span })
+    Some(Source { table, alias, span })
 }

@@ -1,4 +1,4 @@
-//! Finds and reads `.sql` files. The only part of this crate that touches the disk.
+//! Finds and reads `.sql` files.
 //!
 //! Folders are read recursively and in the order of their names, so that two runs say the same. Hidden files and
 //! folders are skipped, and so are links to folders, which could form a ring.

@@ -25,18 +25,19 @@ pub(crate) struct Statement {
 /// What a statement says.
 pub(crate) enum Head {
     Stream(StreamHead),
+    Table(StreamHead),
     Pipeline(Box<PipelineHead>),
     Unreadable,
 }
 
-/// `CREATE STREAM`.
+/// `CREATE STREAM` and `CREATE TABLE`.
 pub(crate) struct StreamHead {
     pub(crate) columns: Vec<ColumnHead>,
     pub(crate) comment: Option<String>,
     pub(crate) options: Vec<Setting>,
 }
 
-/// One column of a stream.
+/// One column of a stream or table.
 pub(crate) struct ColumnHead {
     pub(crate) name: Ident,
     pub(crate) kind: DataType,
@@ -141,15 +142,15 @@ fn head(c: &mut Cursor<'_>, name: &mut Option<Ident>) -> cursor::Read<Head> {
     };
     c.next();
     let span = Span { start: c.first().start, end: Span::from(kind.span).end };
-    if c.is_any(&["IF"]) && matches!(*known, "STREAM" | "PIPELINE") {
+    if c.is_any(&["IF"]) && matches!(*known, "STREAM" | "TABLE" | "PIPELINE") {
         let message = "a pipeline file says what there is: every statement creates";
         return Err(c.fail(code::STATEMENT, message).help("leave out IF NOT EXISTS").into());
     }
     *name = Some(c.name(known)?);
     let instead = match *known {
         "STREAM" => return stream(c).map(Head::Stream),
+        "TABLE" => return stream(c).map(Head::Table),
         "PIPELINE" => return pipeline(c).map(|p| Head::Pipeline(Box::new(p))),
-        "TABLE" => "send the values as fields of the stream, or join when you query the Parquet tables",
         "ALERT" => "a pipeline with the condition in WHERE keeps the rows in question as a table",
         _ => "write a pipeline instead, which is a table of its own",
     };

@@ -42,7 +42,7 @@ pub(crate) fn check(file: &str, ident: &Ident, head: &StreamHead, found: &mut Ve
         let help = "split it into several streams";
         found.push(Diagnostic::error(code::TOO_LARGE, file, extra.name.span.into(), message).help(help));
     }
-    let fields = fields(file, &head.columns, found);
+    let fields = fields(file, &head.columns, Of::Stream, found);
     StreamDecl {
         stream: Stream { name: name.into(), schema_id, version, fields },
         lateness_ns: lateness.unwrap_or(DEFAULT_LATENESS_NS),
@@ -62,7 +62,16 @@ fn version(text: &str) -> Result<SchemaVersion, String> {
         .ok_or_else(|| "write 'major.minor', as in '1.0'; major begins at 1, both end at 65535".to_owned())
 }
 
-fn fields(file: &str, columns: &[ColumnHead], found: &mut Vec<Diagnostic>) -> Vec<Field> {
+/// What columns belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    Stream,
+    /// A reference table: its columns have no ids, and may be called as Weir's own columns of streams.
+    Table,
+}
+
+/// The columns of a stream or reference table.
+pub(crate) fn fields(file: &str, columns: &[ColumnHead], of: Of, found: &mut Vec<Diagnostic>) -> Vec<Field> {
     let mut fields: Vec<Field> = Vec::new();
     let mut ids: Vec<(u32, Span)> = Vec::new();
     let mut names: Vec<(String, Span)> = Vec::new();
@@ -75,7 +84,7 @@ fn fields(file: &str, columns: &[ColumnHead], found: &mut Vec<Diagnostic>) -> Ve
         if let Some((message, help)) = name::refuse_column(&name) {
             found.push(complain(code::BAD_NAME, message).help(help));
             sound = false;
-        } else if SYSTEM_COLUMNS.contains(&name.as_str()) {
+        } else if of == Of::Stream && SYSTEM_COLUMNS.contains(&name.as_str()) {
             let message = format!("every stream already has a column `{name}`");
             found.push(complain(code::RESERVED_COLUMN, message).help("choose another name for the field"));
             sound = false;
@@ -91,20 +100,34 @@ fn fields(file: &str, columns: &[ColumnHead], found: &mut Vec<Diagnostic>) -> Ve
         }
         names.push((name.clone(), span));
         if let Some((text, span)) = &column.constraint {
-            let message = format!("a stream cannot keep {text}: devices may leave out any field");
-            let help = "leave it out; a pipeline can filter with WHERE";
+            let (message, help) = match of {
+                Of::Stream => (
+                    format!("a stream cannot keep {text}: devices may leave out any field"),
+                    "leave it out; a pipeline can filter with WHERE",
+                ),
+                Of::Table => (
+                    format!("a reference table does not keep {text}"),
+                    "leave it out; each key is looked at: it is there, and there once",
+                ),
+            };
             found.push(Diagnostic::error(code::CONSTRAINT, file, *span, message).help(help));
         }
 
         let mut options = Options::new(file, &column.options);
         let id_span = options_span(column, "id").unwrap_or(span);
-        let id = options.whole("id", 1..=i64::from(u32::MAX)).and_then(|n| u32::try_from(n).ok());
+        let id = match of {
+            Of::Stream => options.whole("id", 1..=i64::from(u32::MAX)).and_then(|n| u32::try_from(n).ok()),
+            Of::Table => None,
+        };
         let unit = options.text("unit", |text| match text {
             _ if text.trim().is_empty() => Err("leave it out if there is no unit".to_owned()),
             _ if text.chars().count() > 64 => Err("a unit has up to 64 characters".to_owned()),
             _ => Ok(text.to_owned()),
         });
-        let scale = options.whole("scale", -MAX_SCALE..=MAX_SCALE);
+        let scale = match of {
+            Of::Stream => options.whole("scale", -MAX_SCALE..=MAX_SCALE),
+            Of::Table => None,
+        };
         let kind = field_type(&column.kind);
         if let (Some(scale_span), Some(kind), Some(_)) = (options_span(column, "scale"), kind, scale)
             && matches!(kind, FieldType::Bool | FieldType::Text | FieldType::Bytes)
@@ -115,7 +138,7 @@ fn fields(file: &str, columns: &[ColumnHead], found: &mut Vec<Diagnostic>) -> Ve
         found.extend(options.finish());
 
         let given = column.options.iter().any(|o| o.name == "id");
-        if !given && numbered > 0 {
+        if !given && numbered > 0 && of == Of::Stream {
             let message = format!("column `{name}` has no id, but others have");
             let help = "give every column an id or none: ids must not move when a column is added";
             found.push(complain(code::FIELD_ID, message).help(help));

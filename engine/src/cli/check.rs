@@ -18,10 +18,15 @@ pub(super) struct Args {
 
 pub(super) fn main(args: &Args) -> Result<(), Exit> {
     let files = sql::load(&args.paths).map_err(|e| Exit::Usage(e.to_string()))?;
-    let (diagnostics, failed, summary) = match sql::check(&files) {
+    let checked = sql::check(&files).and_then(|mut project| sql::read_tables(&mut project).map(|()| project));
+    let (diagnostics, failed, summary) = match checked {
         Ok(project) => {
+            let tables = match project.tables.len() {
+                0 => String::new(),
+                count => format!(" {count} tables,"),
+            };
             let summary = format!(
-                "{} files, {} streams, {} pipelines: no errors\n",
+                "{} files, {} streams,{tables} {} pipelines: no errors\n",
                 files.len(),
                 project.streams.len(),
                 project.pipelines.len()

@@ -220,3 +220,51 @@ SELECT w, a, round(d, 3), p, c, l FROM r_1d
     let (reports, _) = go(&[("rollup.sql", pipelines), ("a.slt", script)], false).await;
     assert_eq!(reports[0].failure, None);
 }
+
+#[tokio::test]
+async fn records_find_their_rows_in_reference_tables() {
+    let pipelines = "
+CREATE TABLE sites (device TEXT, site TEXT, model BIGINT) WITH (location = 'data/sites.csv', key = 'device');
+CREATE TABLE models (model BIGINT, maker TEXT, limit_t DOUBLE OPTIONS (unit = 'Cel')) WITH (location = 'models.ndjson', key = 'model');
+CREATE PIPELINE enriched AS SELECT t.ts, t.device, site, o.maker, o.limit_t - t AS room FROM telemetry t
+JOIN sites s ON t.device = s.device LEFT JOIN models o ON s.model = o.model WHERE t > 0;
+CREATE PIPELINE by_site AS SELECT device, s.site, tumble(ts, INTERVAL '1 minute') AS w, count(*) AS n, max(maker) AS maker
+FROM telemetry LEFT JOIN sites s USING (device) LEFT JOIN models ON models.model = s.model GROUP BY device, site, w;
+CREATE PIPELINE everything AS SELECT * FROM telemetry t JOIN sites s ON s.device = t.device;
+";
+    let sites = "device,site,model\na,north,1\nb,south,2\nd,,\n";
+    let models = "{\"model\": 1, \"maker\": \"acme\", \"limit_t\": 50.0}\n";
+    let script = "
+statement ok
+INSERT INTO telemetry (device, ts, epoch, seq, t) VALUES
+  ('a', '2026-01-01T00:00:10Z', 7, 1, 20.0), ('b', '2026-01-01T00:00:10Z', 7, 1, 30.0),
+  ('c', '2026-01-01T00:00:10Z', 7, 1, 40.0), ('d', '2026-01-01T00:00:10Z', 7, 1, -1.0)
+
+statement ok
+FLUSH
+
+query TTTR
+SELECT device, site, maker, room FROM enriched ORDER BY device
+----
+a north acme 30.0
+b south NULL NULL
+
+query TTTI
+SELECT device, site, maker, n FROM by_site ORDER BY device
+----
+a north acme 1
+b south NULL 1
+c NULL NULL 1
+d NULL NULL 1
+
+query TRTI
+SELECT device, t, site, model FROM everything ORDER BY device
+----
+a 20.0 north 1
+b 30.0 south 2
+d -1.0 NULL NULL
+";
+    let files = [("joins.sql", pipelines), ("data/sites.csv", sites), ("models.ndjson", models), ("a.slt", script)];
+    let (reports, _) = go(&files, false).await;
+    assert_eq!(reports[0].failure, None);
+}

@@ -86,11 +86,15 @@ fn query(random: &mut Random) -> Query {
     let mut near = vec![Near::Equal; 2 + keys.len()];
     let mut items = vec!["device".to_owned(), "{W} AS w0".to_owned()];
     items.extend(keys.iter().enumerate().map(|(at, key)| format!("{key} AS k{at}")));
+    // DataFusion gives two aggregates that differ in a cast one name, and refuses them.
+    let without_cast = |form: &str| form.replace("CAST(v AS DECIMAL(18, 3))", "v");
+    let mut taken: Vec<String> = Vec::new();
     for at in 0..1 + random.below(4) {
-        // Without an order of its own, its result is that of the order in which states are merged.
-        let usable = |form: &str| form != "first_value(i) IGNORE NULLS";
         let (form, how) = FORMS[random.below(FORMS.len() as u64) as usize];
-        let (form, how) = if usable(form) { (form, how) } else { ("count(*)", Near::Equal) };
+        // Without an order of its own, its result is that of the order in which states are merged.
+        let usable = form != "first_value(i) IGNORE NULLS" && !taken.contains(&without_cast(form));
+        let (form, how) = if usable { (form, how) } else { ("count(*)", Near::Equal) };
+        taken.push(without_cast(form));
         items.push(format!("{form} AS a{at}"));
         near.push(how);
     }
@@ -297,7 +301,12 @@ fn case(seed: u64) {
     let (got, want) = (sorted(&[got], keys), sorted(&[want], keys));
     let same = |name: &str, got: &RecordBatch, want: &RecordBatch| {
         for (at, near) in query.near.iter().enumerate() {
-            compare(&format!("{what}: {name}, column {at}"), got.column(at), want.column(at), *near);
+            // DataFusion's own precision of a decimal depends on how it came to plan the query.
+            let want = match got.column(at).data_type() {
+                kind @ DataType::Decimal128(..) => compute::cast(want.column(at), kind).unwrap(),
+                _ => want.column(at).clone(),
+            };
+            compare(&format!("{what}: {name}, column {at}"), got.column(at), &want, *near);
         }
     };
     same("result", &got, &want);

@@ -1,5 +1,7 @@
 //! Single cases: the ends of time, bad rows, devices that go and come.
 
+use std::sync::Arc;
+
 use super::harness::*;
 use crate::{HOLD, Pipeline, PipelineError};
 use arrow::array::*;
@@ -268,4 +270,43 @@ fn open_windows_can_be_looked_at() {
     let seen = listed(&bench.pipeline.provisional().unwrap());
     assert_eq!(seen, [d("a", at(0) / SECOND, 80.0), d("b", at(0) / SECOND, 40.0)]);
     assert_eq!(before, bench.pipeline.checkpoint().unwrap());
+}
+
+#[test]
+fn rows_of_reference_tables_change_and_the_windows_go_on() {
+    let text = "CREATE STREAM t (v DOUBLE, i BIGINT, s TEXT, b BOOLEAN);
+        CREATE TABLE sites (device TEXT, number TINYINT UNSIGNED, site TEXT) WITH (location = 'x.csv', key = 'number, device');
+        CREATE PIPELINE p AS SELECT t.device, tumble(ts, INTERVAL '1 minute') AS w, string_agg(site, ',' ORDER BY ts) AS x
+        FROM t LEFT JOIN sites ON t.i = sites.number AND sites.device = t.device GROUP BY t.device, w;";
+    let mut project = sql::check(&[sql::SourceFile { name: "p.sql".to_owned(), text: text.to_owned() }]).unwrap();
+    let schema = storage::schema::stream_schema(&project.stream("t").unwrap().stream);
+    let table = project.tables[0].schema.clone();
+    let mut with = |sites: [&str; 2]| {
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from(vec!["a", "a"])),
+            Arc::new(UInt64Array::from(vec![1, 2])),
+            Arc::new(StringArray::from(sites.to_vec())),
+        ];
+        project.set_rows("sites", &RecordBatch::try_new(table.clone(), columns).unwrap());
+        project.pipeline("p").unwrap().clone()
+    };
+    let (before, after) = (with(["north", "south"]), with(["east", "west"]));
+    let row = |seconds: i64, i: Option<i64>| Row {
+        device: "a".to_owned(),
+        ts: START + seconds * SECOND,
+        ingest: START + seconds * SECOND,
+        v: None,
+        i,
+        s: None,
+        b: None,
+    };
+    let mut pipeline = Pipeline::new(&before, schema.clone()).unwrap();
+    pipeline.ingest(&batch(&schema, &[row(1, Some(1)), row(2, Some(2)), row(3, None), row(4, Some(-1))])).unwrap();
+    pipeline.barrier(Timestamp(START + 5 * SECOND)).unwrap();
+    let state = pipeline.checkpoint().unwrap();
+    assert!(Pipeline::matches(&after, &state).unwrap());
+    let mut pipeline = Pipeline::restore(&after, schema.clone(), &state).unwrap();
+    pipeline.ingest(&batch(&schema, &[row(6, Some(1)), row(200, Some(3))])).unwrap();
+    let closed = pipeline.barrier(Timestamp(START + 200 * SECOND)).unwrap();
+    assert_eq!(closed.rows[0].column(2).as_string::<i64>().value(0), "north,south,east");
 }

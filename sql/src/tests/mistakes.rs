@@ -102,6 +102,30 @@ CREATE PIPELINE p7 AS SELECT device, ts, count(*) AS n FROM telemetry GROUP BY d
 CREATE PIPELINE p8 AS SELECT device, sessions(ts, INTERVAL '5 minutes') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;"##,
         ),
         (
+            "aggregates_that_differ_in_a_cast",
+            r##"CREATE PIPELINE p AS SELECT device, tumble(ts, INTERVAL '1 minute') AS w, avg(temperature) AS a, avg(CAST(temperature AS DECIMAL(18, 3))) AS b FROM telemetry GROUP BY device, w;
+CREATE PIPELINE q AS SELECT device, tumble(ts, INTERVAL '1 minute') AS w, avg(temperature) AS a, avg(CAST(temperature AS DECIMAL(18, 3)) * 1) AS b FROM telemetry GROUP BY device, w;"##,
+        ),
+        (
+            "tables",
+            r##"CREATE TABLE sites (device TEXT, site TEXT OPTIONS (id = 3), floor BIGINT NOT NULL, plan DOUBLE[], temperature DOUBLE);
+CREATE TABLE models (model TEXT, maker TEXT) WITH (location = 's3://bucket/models.csv', key = 'modell');
+CREATE TABLE rooms (device TEXT, room TEXT, area DOUBLE) WITH (location = 'rooms.csv', key = 'device, room', reload = true);
+CREATE TABLE ok (device TEXT, site TEXT, floor BIGINT, temperature DOUBLE) WITH (location = 'ok.csv', key = 'device');
+CREATE PIPELINE p0 AS SELECT ts, site FROM ok;
+CREATE PIPELINE p1 AS SELECT t.ts, o.sight FROM telemetry t JOIN ok o ON t.device = o.device;
+CREATE PIPELINE p2 AS SELECT t.ts, site FROM telemetry t JOIN okay o ON t.device = o.device;
+CREATE PIPELINE p3 AS SELECT t.ts, site FROM telemetry t JOIN ok o ON t.humidity = o.floor;
+CREATE PIPELINE p4 AS SELECT t.ts, site FROM telemetry t JOIN ok o ON t.device = o.device AND t.status = o.site;
+CREATE PIPELINE p5 AS SELECT t.ts, site FROM telemetry t RIGHT JOIN ok o ON t.device = o.device;
+CREATE PIPELINE p6 AS SELECT t.ts, site FROM telemetry t JOIN ok o;
+CREATE PIPELINE p7 AS SELECT t.ts, temperature FROM telemetry t JOIN ok o ON t.device = o.device;
+CREATE PIPELINE p8 AS SELECT a.ts FROM telemetry a JOIN telemetry b ON a.device = b.device;
+CREATE PIPELINE p9 AS SELECT ts, site FROM telemetry JOIN ok ON upper(telemetry.device) = ok.device;
+CREATE PIPELINE p10 AS SELECT t.ts, o.site, p.site FROM telemetry t JOIN ok o ON t.device = o.device JOIN ok p ON t.status = p.device;
+CREATE PIPELINE p11 AS SELECT t.ts, site FROM telemetry t JOIN rooms r ON t.device = r.device;"##,
+        ),
+        (
             "rollups",
             r##"CREATE PIPELINE a_1h AS SELECT device, ts FROM telemetry;
 CREATE PIPELINE a WITH (rollup = '1 minute, 1 hour') AS SELECT device, tumble(ts, rollup) AS w, count(*) AS n FROM telemetry GROUP BY device, w;
