@@ -105,7 +105,7 @@ impl Sessions {
     }
 
     /// Brings `fresh` together with the sessions of the same groups in `stored`, which is emptied of them.
-    fn join(&self, stored: &mut Vec<RecordBatch>, fresh: RecordBatch) -> Result<RecordBatch, DataFusionError> {
+    fn join(&self, stored: &mut [RecordBatch], fresh: RecordBatch) -> Result<RecordBatch, DataFusionError> {
         let keys = |rows: &RecordBatch| {
             let columns = rows.columns().get(DEVICE..self.aggregates.keys());
             columns
