@@ -76,6 +76,8 @@ impl Queue {
 
 struct BarrierRequest {
     cut: bool,
+    /// The version of the pipeline project that counts behind it.
+    switch: Option<u64>,
     done: oneshot::Sender<Barrier>,
 }
 
@@ -104,7 +106,7 @@ pub struct Work {
     pub clock: Clock,
     /// When barriers are due.
     pub policy: BarrierPolicy,
-    /// Version of the pipeline project that counts now.
+    /// Version of the pipeline project that counts at the start; see [`Committer::switch`].
     pub catalog: u64,
     /// Counters.
     pub metrics: Arc<Metrics>,
@@ -183,8 +185,18 @@ impl Committer {
 
     /// Asks for a barrier; its number comes when it is durable.
     pub fn barrier(&self, cut: bool) -> oneshot::Receiver<Barrier> {
+        self.ask(cut, None)
+    }
+
+    /// Goes over to another version of the pipeline project: a barrier that ends the old one with a cut, and right
+    /// behind it, with nothing between them, one that names the new. The number is that of the second.
+    pub fn switch(&self, project: u64) -> oneshot::Receiver<Barrier> {
+        self.ask(true, Some(project))
+    }
+
+    fn ask(&self, cut: bool, switch: Option<u64>) -> oneshot::Receiver<Barrier> {
         let (done, receiver) = oneshot::channel();
-        self.queue.lock().barriers.push(BarrierRequest { cut, done });
+        self.queue.lock().barriers.push(BarrierRequest { cut, switch, done });
         self.wake.notify_one();
         receiver
     }
@@ -230,12 +242,18 @@ impl Committer {
         if let Some((position, cut, requests)) = progress.barrier_next.take() {
             return Ok(self.barrier_record(position, cut, requests, progress, work));
         }
+        if let Some((position, project, requests)) = progress.switch_next.take() {
+            progress.project = Some(project);
+            return Ok(self.barrier_record(position, true, requests, progress, work));
+        }
         let Some(taken) = self.take(progress, work) else {
             let stop = self.queue.lock().stop;
             return Err(if stop { Step::Ended } else { Step::Idle(progress.wait(&work.policy)) });
         };
         progress.time = progress.time.max((work.clock)());
-        progress.barrier_next = taken.barrier.map(|(position, cut)| (position, cut, taken.requests));
+        let (switching, others) = taken.requests.into_iter().partition(|request| request.switch.is_some());
+        progress.barrier_next = taken.barrier.map(|(position, cut)| (position, cut, others));
+        progress.switch_next = taken.switch.map(|(position, project)| (position, project, switching));
         let Some(position) = taken.batch else {
             // Nothing new: whatever these replies wait for was committed before.
             for (reply, outcome) in taken.replies {
@@ -257,7 +275,8 @@ impl Committer {
         work: &Work,
     ) -> Pending {
         progress.barrier = progress.barrier.next();
-        let body = LogBody::Barrier { barrier: progress.barrier, cut, catalog: work.catalog };
+        let body =
+            LogBody::Barrier { barrier: progress.barrier, cut, catalog: progress.project.unwrap_or(work.catalog) };
         let record = LogRecord { time: progress.time, body };
         Pending::new(position, record, Then::Barrier { cut, requests }, progress)
     }
@@ -282,12 +301,19 @@ impl Committer {
             queue.next = at.next();
             (at, due == Some(true) || requests.iter().any(|r| r.cut))
         });
+        // Of several versions that were asked for in the meantime, the last one counts.
+        let switch = requests.iter().rev().find_map(|request| request.switch).map(|project| {
+            let at = queue.next;
+            queue.next = at.next();
+            (at, project)
+        });
         Some(Taken {
             batch,
             entries,
             replies: take_all(&mut queue.replies),
             credits: take_all(&mut queue.credits),
             barrier,
+            switch,
             requests,
         })
     }
@@ -401,6 +427,7 @@ struct Taken {
     replies: Vec<(Reply, Outcome)>,
     credits: Vec<Credit>,
     barrier: Option<(Position, bool)>,
+    switch: Option<(Position, u64)>,
     requests: Vec<BarrierRequest>,
 }
 
@@ -447,6 +474,10 @@ pub struct Progress {
     pending: Option<Pending>,
     /// To be appended next: position, whether it cuts, and who asked for it.
     barrier_next: Option<(Position, bool, Vec<BarrierRequest>)>,
+    /// Right behind that: position, the project it names, and who asked for it.
+    switch_next: Option<(Position, u64, Vec<BarrierRequest>)>,
+    /// The version of the pipeline project that counts, if it is no longer that of the start.
+    project: Option<u64>,
 }
 
 impl std::fmt::Debug for Progress {
@@ -470,6 +501,8 @@ impl Progress {
             buffer: Vec::new(),
             pending: None,
             barrier_next: None,
+            switch_next: None,
+            project: None,
         }
     }
 

@@ -160,11 +160,19 @@ impl Default for DurabilityConfig {
 }
 
 /// `[pipelines]`
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PipelinesConfig {
     /// Folder of `.sql` files. Absent: no pipelines, every field goes to `extra`.
     pub dir: Option<PathBuf>,
+    /// Whether what is saved in the folder is deployed while the engine runs; else at the next start.
+    pub watch: bool,
+}
+
+impl Default for PipelinesConfig {
+    fn default() -> Self {
+        Self { dir: None, watch: true }
+    }
 }
 
 /// `[limits]`: every bound, each with its reason in [`crate::limits`].

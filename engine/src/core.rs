@@ -17,6 +17,7 @@ use bytes::Bytes;
 use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
 use device::seq::Barrier;
+use parking_lot::RwLock;
 use pipelines::runner::{LogEnd, RunnerError, Status};
 use serde::{Deserialize, Serialize};
 use sql::Project;
@@ -33,7 +34,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::opener::{Opened, Opener};
-use crate::project::{self, Loaded, ProjectError};
+use crate::project::{Loaded, ProjectError, Registry};
 
 /// Why the data plane does not start, or had to stop.
 #[derive(Debug, Error)]
@@ -86,7 +87,10 @@ pub struct Core {
     /// Files of all tables.
     pub tables: Arc<TableStore>,
     /// The project that counts.
-    pub project: Arc<Project>,
+    project: RwLock<Arc<Project>>,
+    registry: Arc<Registry>,
+    /// Held while the shards go over to another version.
+    going_over: tokio::sync::Mutex<()>,
     /// Its streams.
     pub catalog: Arc<Catalog>,
     /// Counters of the device side.
@@ -128,7 +132,12 @@ impl Core {
         for shard in 0..shards {
             states.push(Arc::new(StateStore::open(&store, ShardId(shard)).await?));
         }
+        let registry = Arc::new(Registry::new(project_file(&root)));
         let opener = Opener {
+            projects: {
+                let registry = registry.clone();
+                Arc::new(move |version| registry.get(version))
+            },
             store: store.clone(),
             log: log.clone(),
             clock: clock.clone(),
@@ -137,22 +146,14 @@ impl Core {
             passivate_after: config.node.passivate_after,
         };
 
-        let project_file = project_file(&root);
-        if let Some(old) = project::stored(&project_file)? {
-            if old.project.fingerprint() != loaded.project.fingerprint() {
+        let project = registry.keep(&loaded)?;
+        let before = match registry.current()? {
+            Some(old) if old.project.fingerprint() != project.fingerprint() => {
                 tracing::info!("the pipeline project has changed; finishing what was written under the old one");
-                let old = Arc::new(old.project);
-                for (shard, state) in states.iter().enumerate() {
-                    let (opener, state, old) = (opener.clone(), state.clone(), old.clone());
-                    blocking(async move || opener.finish(ShardId(shard as u16), &state, &old).await).await??;
-                }
-                project::store(&project_file, &loaded)?;
+                Arc::new(old.project)
             }
-        } else {
-            project::store(&project_file, &loaded)?;
-        }
-
-        let project = Arc::new(loaded.project);
+            _ => project.clone(),
+        };
         let catalog = Arc::new(project.catalog());
         let metrics = Arc::new(Metrics::default());
         let fingerprint = project.fingerprint();
@@ -161,14 +162,18 @@ impl Core {
         for (at, state) in states.iter().enumerate() {
             let id = ShardId(at as u16);
             let (opener, state) = (opener.clone(), state.clone());
-            let (project, catalog, counters) = (project.clone(), catalog.clone(), metrics.clone());
-            let shard = blocking(async move || opener.shard(id, &state, &project, &catalog, &counters).await).await??;
+            let (versions, catalog, counters) = ((before.clone(), project.clone()), catalog.clone(), metrics.clone());
+            let shard = blocking(async move || {
+                opener.shard_under(id, &state, (&versions.0, &versions.1), &catalog, &counters).await
+            });
+            let shard = shard.await??;
             opened.push(shard.shard.clone());
             statuses.push(shard.status.clone());
             recovered.push(shard.end);
             let work = work(id, config, &log, &clock, fingerprint, &metrics, &fatal_sender);
             threads.extend(spawn(id, shard, work, &fatal_sender));
         }
+        registry.settle(&loaded)?;
         let admission = Admission::new(config.limits.in_flight as usize);
         let node = Node::start(opened, admission, metrics.clone())
             .await
@@ -177,7 +182,9 @@ impl Core {
             node: Arc::new(node),
             statuses,
             tables: Arc::new(TableStore::open(store)),
-            project,
+            project: RwLock::new(project),
+            registry,
+            going_over: tokio::sync::Mutex::new(()),
             catalog,
             metrics,
             recovered,
@@ -213,6 +220,36 @@ impl Core {
             barriers.push(barrier);
         }
         Ok(barriers)
+    }
+
+    /// The project that counts.
+    pub fn project(&self) -> Arc<Project> {
+        self.project.read().clone()
+    }
+
+    /// Goes over to another version of the project while everything runs: each shard at one position of its log, up
+    /// to which the old version counts and behind which the new. Returns when all have; `false`: it counts already.
+    pub async fn go_over(&self, loaded: &Loaded) -> Result<bool, CoreError> {
+        let _one = self.going_over.lock().await;
+        let version = loaded.project.fingerprint();
+        if self.project().fingerprint() == version {
+            return Ok(false);
+        }
+        if loaded.project.catalog() != *self.catalog {
+            // Devices, gateway and tables of streams all stand on it.
+            return Err(CoreError::Other("the streams have changed, which takes a restart of the engine".to_owned()));
+        }
+        let project = self.registry.keep(loaded)?;
+        let stopped = || CoreError::Other("the engine is stopping".to_owned());
+        let asked: Vec<_> = self.node.shards().iter().map(|shard| shard.committer.switch(version)).collect();
+        for (receiver, status) in asked.into_iter().zip(&self.statuses) {
+            let barrier = receiver.await.map_err(|_| stopped())?;
+            let mut cut = status.cut.subscribe();
+            cut.wait_for(|done| *done >= barrier).await.map_err(|_| stopped())?;
+        }
+        self.registry.settle(loaded)?;
+        *self.project.write() = project;
+        Ok(true)
     }
 
     /// Waits until queries see everything that is durable now.

@@ -16,6 +16,7 @@ use crate::http::{self, Api};
 use crate::ledger::{self, Books};
 use crate::project::Loaded;
 use crate::query::{self, Bounds};
+use crate::watch::{self, Deployments};
 
 /// How long connections get to finish at a stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -66,6 +67,10 @@ impl Engine {
         let stop = CancellationToken::new();
         let books = Arc::new(Books::new(core.clone(), gateway.metrics()));
         tokio::spawn(compare(books.clone(), stop.clone()));
+        let deployments = Arc::new(Deployments::default());
+        if let (Some(dir), true) = (&config.pipelines.dir, config.pipelines.watch) {
+            tokio::spawn(watch::watch(core.clone(), dir.clone(), deployments.clone(), stop.clone()));
+        }
         let mut listeners: Vec<(&'static str, SocketAddr)> = Vec::new();
         listeners.extend(gateway.plain_address().map(|address| ("mqtt", address)));
         listeners.extend(gateway.tls_address().map(|address| ("mqtts", address)));
@@ -79,6 +84,7 @@ impl Engine {
                     bounds: Bounds { rows: config.limits.query_rows, time: config.limits.query_time },
                     gateway: gateway.metrics(),
                     books: books.clone(),
+                    deployments,
                 };
                 Some(tokio::spawn(http::serve(listener, api, stop.clone())))
             }

@@ -31,3 +31,4 @@ pub mod query;
 pub mod simulate;
 pub mod testing;
 pub mod torture;
+pub mod watch;

@@ -16,7 +16,7 @@ use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
 use device::seq::{Barrier, Position};
 use futures::future::BoxFuture;
-use pipelines::runner::{DeviceStates, LogEnd, Parts as RunnerParts, Runner, Status};
+use pipelines::runner::{DeviceStates, LogEnd, PROJECT, Parts as RunnerParts, Projects, Runner, Status};
 use sql::Project;
 use storage::log::ShardLog;
 use storage::state::StateStore;
@@ -39,6 +39,8 @@ pub struct Opener {
     pub downlink: Arc<dyn Downlink>,
     /// How long a device is silent before it sleeps.
     pub passivate_after: Duration,
+    /// Versions of the pipeline project that logs and states may name.
+    pub projects: Projects,
 }
 
 /// A shard that is open and does not run yet.
@@ -95,6 +97,7 @@ impl Opener {
             state: state.clone(),
             store: self.store.clone(),
             project: project.clone(),
+            projects: self.projects.clone(),
             catalog: catalog.clone(),
             devices: Box::new(ShardStates { shard: shard.clone(), last: None }),
             status: status.clone(),
@@ -106,15 +109,46 @@ impl Opener {
         Ok(Opened { shard, runner, end, status })
     }
 
-    /// Finishes everything that a shard's log holds under `project`: replay, a barrier, files.
-    pub async fn finish(&self, id: ShardId, state: &Arc<StateStore>, project: &Arc<Project>) -> Result<(), CoreError> {
+    /// Recovers a shard to go on under `wanted`. What its log holds of other versions of the project is finished
+    /// first, each record under the version that counted when it came. `before`: the version that counted where the
+    /// shard has noted none.
+    pub async fn shard_under(
+        &self,
+        id: ShardId,
+        state: &Arc<StateStore>,
+        (before, wanted): (&Arc<Project>, &Arc<Project>),
+        catalog: &Arc<Catalog>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Opened, CoreError> {
+        let version = wanted.fingerprint();
+        let noted = state.counter(PROJECT).await?;
+        let own = noted.and_then(|version| (self.projects)(version)).unwrap_or_else(|| before.clone());
+        if own.fingerprint() != version {
+            self.finish(id, state, &own).await?;
+        }
+        if noted != Some(version) {
+            state.set_counter(PROJECT, version).await?;
+        }
+        let opened = self.shard(id, state, wanted, catalog, metrics).await?;
+        if opened.runner.version() == version {
+            return Ok(opened);
+        }
+        // It was about to go over to yet another one when it ended.
+        drop(opened);
+        self.finish(id, state, wanted).await?;
+        state.set_counter(PROJECT, version).await?;
+        self.shard(id, state, wanted, catalog, metrics).await
+    }
+
+    /// Finishes everything that a shard's log holds: replay from `project` on, a barrier, files.
+    async fn finish(&self, id: ShardId, state: &Arc<StateStore>, project: &Arc<Project>) -> Result<(), CoreError> {
         let catalog = Arc::new(project.catalog());
         let metrics = Arc::new(Metrics::default());
         let Opened { mut runner, end, .. } = self.shard(id, state, project, &catalog, &metrics).await?;
         if !end.uncut {
             return Ok(());
         }
-        let body = LogBody::Barrier { barrier: end.barrier.next(), cut: true, catalog: project.fingerprint() };
+        let body = LogBody::Barrier { barrier: end.barrier.next(), cut: true, catalog: runner.version() };
         let record = LogRecord { time: end.time.max((self.clock)()), body };
         let position = end.position.next();
         let mut bytes = Vec::new();

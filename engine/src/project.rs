@@ -1,11 +1,14 @@
 //! The pipeline project in the data directory: which version counts, and the change to another one at start.
 //!
-//! The version that the log was written under is kept beside it. When the folder has changed since, the engine
-//! first finishes what is old with the old project (replay, then a cut), and only then goes on with the new one:
-//! so a row is never read against a schema it was not written for, nor looked up in rows that came later.
+//! The versions that logs were written under are kept beside them. When the folder has changed since the engine ran, it
+//! first finishes what is old with the old project (replay, then a cut), and only then goes on with the new one. When
+//! it changes while the engine runs, each shard goes over at a position of its log ([`Registry`], `watch.rs`). So a row is never read against a schema it was not written for, nor looked up in rows that came later.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use pipelines::output::{from_ipc, to_ipc};
 use serde::{Deserialize, Serialize};
 use sql::{Diagnostic, Project, SourceFile};
@@ -120,9 +123,78 @@ pub fn stored(path: &Path) -> Result<Option<Loaded>, ProjectError> {
     Ok(Some(loaded))
 }
 
-/// Keeps the project as the version that counts from now on. Replaces the old copy in one step; the rows of its
-/// tables stand there before, under names of their own.
-pub fn store(path: &Path, loaded: &Loaded) -> Result<(), ProjectError> {
+/// The versions of the project that logs and states of a data directory may name.
+///
+/// `project.json` is the one that counts for all shards; each version that a shard may still be at, or go over to,
+/// stands beside it under its fingerprint, and the rows of its tables under names of their own.
+pub struct Registry {
+    current: PathBuf,
+    known: Mutex<HashMap<u64, Arc<Project>>>,
+}
+
+impl Registry {
+    /// The registry whose `project.json` is `current`.
+    pub fn new(current: PathBuf) -> Self {
+        Self { current, known: Mutex::new(HashMap::new()) }
+    }
+
+    /// The version that counts for all shards, if there is one yet.
+    pub fn current(&self) -> Result<Option<Loaded>, ProjectError> {
+        stored(&self.current)
+    }
+
+    fn path(&self, version: u64) -> PathBuf {
+        self.current.with_file_name(format!("{version:016x}.json"))
+    }
+
+    /// Makes a version durable before any log names it.
+    pub fn keep(&self, loaded: &Loaded) -> Result<Arc<Project>, ProjectError> {
+        let version = loaded.project.fingerprint();
+        write(&self.path(version), loaded)?;
+        let project = Arc::new(loaded.project.clone());
+        self.known.lock().insert(version, project.clone());
+        Ok(project)
+    }
+
+    /// The version with that fingerprint.
+    pub fn get(&self, version: u64) -> Option<Arc<Project>> {
+        if let Some(project) = self.known.lock().get(&version) {
+            return Some(project.clone());
+        }
+        match stored(&self.path(version)) {
+            Ok(loaded) => {
+                let project = Arc::new(loaded?.project);
+                self.known.lock().insert(version, project.clone());
+                Some(project)
+            }
+            Err(error) => {
+                tracing::error!(%error, "a version of the project that a shard may be at cannot be read");
+                None
+            }
+        }
+    }
+
+    /// From now on the version counts for all shards; no other one is needed any more.
+    pub fn settle(&self, loaded: &Loaded) -> Result<(), ProjectError> {
+        write(&self.current, loaded)?;
+        let version = loaded.project.fingerprint();
+        let (own, rows) = (self.path(version), format!("-{version:016x}.arrow"));
+        self.known.lock().retain(|known, _| *known == version);
+        let dir = self.current.parent().unwrap_or(Path::new("."));
+        // Only space is lost if one stays.
+        for entry in std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok) {
+            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            let version = name.strip_suffix(".json").is_some_and(|stem| stem.len() == 16 && path != own);
+            if version || (name.ends_with(".arrow") && !name.ends_with(&rows)) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes a project in one step; the rows of its tables stand there before.
+fn write(path: &Path, loaded: &Loaded) -> Result<(), ProjectError> {
     let Loaded { project, files } = loaded;
     let fingerprint = project.fingerprint();
     let name_of = |table: &str| format!("{table}-{fingerprint:016x}.arrow");
@@ -130,21 +202,14 @@ pub fn store(path: &Path, loaded: &Loaded) -> Result<(), ProjectError> {
     let files = files.iter().map(|file| StoredFile { name: file.name.clone(), text: file.text.clone() });
     let stored = Stored { version: VERSION, files: files.collect(), tables: tables.collect() };
     let write = || -> std::io::Result<()> {
-        let dir = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(dir)?;
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
         for decl in &project.tables {
             let rows = to_ipc(&decl.rows).map_err(std::io::Error::other)?;
             write_new(&path.with_file_name(name_of(&decl.name)), &rows)?;
         }
-        write_new(path, &serde_json::to_vec_pretty(&stored)?)?;
-        // What an older version had is read no more. Only space is lost if one stays.
-        for entry in std::fs::read_dir(dir)?.filter_map(Result::ok) {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".arrow") && !stored.tables.iter().any(|table| table.file == name) {
-                let _ = std::fs::remove_file(entry.path());
-            }
-        }
-        Ok(())
+        write_new(path, &serde_json::to_vec_pretty(&stored)?)
     };
     write().map_err(|e| ProjectError::Registry { path: path.to_owned(), message: e.to_string() })
 }
@@ -177,7 +242,9 @@ CREATE PIPELINE p AS SELECT t.ts, t.device, site FROM telemetry t JOIN sites s O
         std::fs::write(sources.join("p.sql"), SQL).unwrap();
         std::fs::write(sources.join("sites.csv"), "device,site\na,north\n").unwrap();
         let first = load(Some(&sources)).unwrap();
-        store(&path, &first).unwrap();
+        let registry = Registry::new(path.clone());
+        registry.keep(&first).unwrap();
+        registry.settle(&first).unwrap();
         std::fs::write(sources.join("sites.csv"), "device,site\na,south\nb,south\n").unwrap();
         let kept = stored(&path).unwrap().unwrap();
         assert_eq!(kept.project.fingerprint(), first.project.fingerprint());
@@ -187,10 +254,19 @@ CREATE PIPELINE p AS SELECT t.ts, t.device, site FROM telemetry t JOIN sites s O
         assert_ne!(second.project.fingerprint(), first.project.fingerprint(), "other rows are another version");
         let plan = |loaded: &Loaded| loaded.project.pipelines[0].fingerprint;
         assert_eq!(plan(&second), plan(&first), "but the pipeline goes on with its windows");
-        store(&path, &second).unwrap();
+        registry.keep(&second).unwrap();
+        let again = Registry::new(path.clone());
+        let versions = [&first, &second].map(|loaded| again.get(loaded.project.fingerprint()).unwrap());
+        assert_eq!(
+            versions.map(|project| project.tables[0].rows.num_rows()),
+            [1, 2],
+            "both, until all shards went over"
+        );
+        registry.settle(&second).unwrap();
+        assert!(Registry::new(path.clone()).get(first.project.fingerprint()).is_none());
         assert_eq!(stored(&path).unwrap().unwrap().project.tables[0].rows.num_rows(), 2);
         let files = std::fs::read_dir(dir.path().join("registry")).unwrap().count();
-        assert_eq!(files, 2, "the rows of the first version are gone");
+        assert_eq!(files, 3, "the rows of the first version are gone");
 
         std::fs::remove_file(sources.join("sites.csv")).unwrap();
         let refused = load(Some(&sources)).map(|_| ()).unwrap_err().to_string();

@@ -90,7 +90,7 @@ pub async fn over_files(store: &TableStore, runtime: Arc<RuntimeEnv>) -> Result<
 
 /// All tables of a running engine: files and the rows that are newer than the last of them.
 pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<SessionContext, QueryError> {
-    over_live(&core.tables, &core.project, &core.catalog, &core.statuses, runtime).await
+    over_live(&core.tables, &core.project(), &core.catalog, &core.statuses, runtime).await
 }
 
 /// All tables of a project: files, and the rows of its shards that are newer than the last of them; reference tables

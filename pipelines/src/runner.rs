@@ -12,6 +12,7 @@
 //!
 //! A crash between any two steps repeats the later ones with the same rows under the same names.
 
+mod built;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
@@ -37,10 +38,11 @@ use storage::store::Store;
 use thiserror::Error;
 use tokio::runtime::Handle;
 
-pub use status::Status;
+use self::built::{Built, build};
+pub use self::status::Status;
 
-use crate::output::{self, TableSpec};
-use crate::{Pipeline, PipelineError};
+use crate::PipelineError;
+use crate::output;
 
 /// Rows gathered before they become a batch, unless nothing else comes.
 const BATCH_ROWS: usize = 8192;
@@ -101,6 +103,12 @@ pub trait DeviceStates: Send {
     fn persisted(&mut self, position: Position);
 }
 
+/// Gives the version of the pipeline project with a fingerprint, if it is kept.
+pub type Projects = Arc<dyn Fn(u64) -> Option<Arc<sql::Project>> + Send + Sync>;
+
+/// The counter of a shard's state that holds the fingerprint of the project that counts at its checkpoint.
+pub const PROJECT: &str = "project";
+
 /// What a runner works with.
 pub struct Parts {
     /// Which shard.
@@ -111,8 +119,10 @@ pub struct Parts {
     pub state: Arc<StateStore>,
     /// Where tables stand.
     pub store: Store,
-    /// The pipeline project.
+    /// The pipeline project that counts where the shard stands; see [`PROJECT`].
     pub project: Arc<sql::Project>,
+    /// Other versions of it, which the log may go over to.
+    pub projects: Projects,
     /// Its streams.
     pub catalog: Arc<Catalog>,
     /// The device side.
@@ -159,9 +169,9 @@ pub struct Recovered {
 /// The consumer of one shard.
 pub struct Runner {
     parts: Parts,
-    pipelines: Vec<Pipeline>,
-    by_source: HashMap<String, Vec<usize>>,
-    specs: BTreeMap<String, TableSpec>,
+    /// Fingerprint of the project that counts.
+    version: u64,
+    built: Built,
     rows: RowBuilder,
     recovered: Recovered,
     /// Raw rows since the last cut, by table.
@@ -185,31 +195,7 @@ impl Runner {
         let recovered = Recovered { checkpoint, checkpoint_barrier, checkpoint_time, cut, cut_barrier };
         let mut states: HashMap<String, Bytes> =
             stored.pipelines.into_iter().filter_map(|part| Some((part.pipeline, part.state?))).collect();
-        let mut pipelines = Vec::new();
-        let mut by_source: HashMap<String, Vec<usize>> = HashMap::new();
-        for plan in &parts.project.pipelines {
-            let failed = |source| RunnerError::Pipeline { name: plan.name.clone(), source };
-            let source = parts
-                .catalog
-                .named(&plan.source)
-                .and_then(|index| parts.catalog.stream(index))
-                .map(|stream| storage::schema::stream_schema(stream))
-                .ok_or_else(|| RunnerError::Rows(format!("pipeline {} reads an unknown stream", plan.name)))?;
-            let pipeline = match states.remove(&plan.name) {
-                Some(state) if Pipeline::matches(plan, &state).map_err(failed)? => {
-                    Pipeline::restore(plan, source, &state).map_err(failed)?
-                }
-                Some(_) => {
-                    tracing::warn!(shard = %parts.shard, pipeline = plan.name, "its meaning, or the query engine, has \
-                        changed: the windows that were open are given up, it begins with those that open now");
-                    Pipeline::new(plan, source).map_err(failed)?
-                }
-                None => Pipeline::new(plan, source).map_err(failed)?,
-            };
-            by_source.entry(plan.source.clone()).or_default().push(pipelines.len());
-            pipelines.push(pipeline);
-        }
-        let specs = output::table_specs(&parts.project, &parts.catalog);
+        let built = build(&parts, &parts.project, &mut states)?;
         let rows = RowBuilder::new(parts.catalog.clone());
         parts.status.live.start(cut_barrier);
         for row in parts.state.outbox(Barrier(u64::MAX)).await? {
@@ -220,10 +206,9 @@ impl Runner {
         parts.status.cut.send_replace(cut_barrier);
         let position = if cut < checkpoint { cut } else { checkpoint };
         Ok(Self {
+            version: parts.project.fingerprint(),
             parts,
-            pipelines,
-            by_source,
-            specs,
+            built,
             rows,
             recovered,
             raw: BTreeMap::new(),
@@ -312,9 +297,12 @@ impl Runner {
                     self.seen();
                 }
             }
-            LogBody::Barrier { barrier, cut, .. } => {
+            LogBody::Barrier { barrier, cut, catalog } => {
                 self.gather()?;
                 self.position = position;
+                if *catalog != self.version && *barrier > self.recovered.checkpoint_barrier {
+                    self.switch(*catalog)?;
+                }
                 self.barrier(position, record.time, *barrier, *cut).await?;
                 self.seen();
             }
@@ -339,8 +327,8 @@ impl Runner {
                 self.parts.status.records.fetch_add(batch.num_rows() as u64, Ordering::AcqRel);
             }
             if self.position > self.recovered.checkpoint {
-                for at in self.by_source.get(&*table).into_iter().flatten() {
-                    if let Some(pipeline) = self.pipelines.get_mut(*at) {
+                for at in self.built.by_source.get(&*table).into_iter().flatten() {
+                    if let Some(pipeline) = self.built.pipelines.get_mut(*at) {
                         pipeline
                             .ingest(&batch)
                             .map_err(|source| RunnerError::Pipeline { name: pipeline.name().to_owned(), source })?;
@@ -376,12 +364,38 @@ impl Runner {
         Ok(())
     }
 
+    /// Goes over to another version of the project. Stands between two barriers without records between them, the
+    /// first of which was a cut: nothing of the old version is left to be written.
+    fn switch(&mut self, version: u64) -> Result<(), RunnerError> {
+        let Some(project) = (self.parts.projects)(version) else {
+            // Written by a weir that computed fingerprints otherwise: there was a restart between.
+            tracing::debug!(shard = %self.parts.shard, version, "the log names a project that is not kept");
+            return Ok(());
+        };
+        let mut states = HashMap::new();
+        for pipeline in &mut self.built.pipelines {
+            let name = pipeline.name().to_owned();
+            let state = pipeline.checkpoint().map_err(|source| RunnerError::Pipeline { name: name.clone(), source })?;
+            states.insert(name, state);
+        }
+        self.built = build(&self.parts, &project, &mut states)?;
+        self.dropped.extend(states.into_keys());
+        self.parts.project = project;
+        self.version = version;
+        Ok(())
+    }
+
+    /// Fingerprint of the project that counts behind the last record taken.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     async fn checkpoint(&mut self, position: Position, now: Timestamp, barrier: Barrier) -> Result<(), RunnerError> {
         let mut outbox = Vec::new();
-        let mut states = Vec::with_capacity(self.pipelines.len());
+        let mut states = Vec::with_capacity(self.built.pipelines.len());
         let mut groups = 0;
         let mut late = Vec::new();
-        for pipeline in &mut self.pipelines {
+        for pipeline in &mut self.built.pipelines {
             let name = pipeline.name().to_owned();
             let failed = |source| RunnerError::Pipeline { name: name.clone(), source };
             let closed = pipeline.barrier(now).map_err(failed)?;
@@ -421,7 +435,7 @@ impl Runner {
             pipelines: states,
             dropped_pipelines: self.dropped.clone(),
             outbox: outbox_rows,
-            counters: Vec::new(),
+            counters: vec![(PROJECT.to_owned(), self.version)],
         };
         self.until_it_works("checkpoint", async |parts| {
             parts.wait(parts.state.checkpoint(checkpoint.clone())).await?.map_err(Failure::of_state)
@@ -458,7 +472,7 @@ impl Runner {
         }
         let rows: Vec<TableRows> = tables
             .into_iter()
-            .map(|(table, batches)| output::spec_of(&self.specs, &table, &batches).rows(&table, batches))
+            .map(|(table, batches)| output::spec_of(&self.built.specs, &table, &batches).rows(&table, batches))
             .collect();
         #[cfg(feature = "planted")]
         if device::planted::is("cut-before-files") {

@@ -1,5 +1,7 @@
 //! What a checked project consists of. Values only: whoever runs them is elsewhere.
 
+use std::path::{Path, PathBuf};
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::logical_expr::LogicalPlan;
@@ -85,6 +87,13 @@ pub struct TableDecl {
     pub location_at: Span,
     /// Its rows; none until [`Project::set_rows`] has brought them.
     pub rows: RecordBatch,
+}
+
+impl TableDecl {
+    /// The file that holds its rows.
+    pub fn path(&self) -> PathBuf {
+        Path::new(&self.at.0).parent().unwrap_or(Path::new("")).join(&self.location)
+    }
 }
 
 /// A reference table that the rows of a stream are looked up in, before anything else is computed of them.

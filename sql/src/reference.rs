@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch};
@@ -34,7 +34,7 @@ const BATCH: usize = 8192;
 pub fn read_tables(project: &mut Project) -> Result<(), Vec<Diagnostic>> {
     let mut found = Vec::new();
     for decl in project.tables.clone() {
-        let path = path(&decl);
+        let path = decl.path();
         match rows(&decl, &path) {
             Ok(rows) => project.set_rows(&decl.name, &rows),
             Err((message, help)) => {
@@ -44,11 +44,6 @@ pub fn read_tables(project: &mut Project) -> Result<(), Vec<Diagnostic>> {
         }
     }
     if found.is_empty() { Ok(()) } else { Err(found) }
-}
-
-/// Where the rows stand.
-fn path(decl: &TableDecl) -> PathBuf {
-    Path::new(&decl.at.0).parent().unwrap_or(Path::new("")).join(&decl.location)
 }
 
 /// Message and help.

@@ -251,7 +251,8 @@ pub enum LogBody {
         barrier: Barrier,
         /// Whether files are cut here.
         cut: bool,
-        /// The catalog (pipeline project) version that counts from here on.
+        /// The version of the pipeline project that the records since the last barrier belong to. A barrier that
+        /// names another one than the barrier before it has no records between.
         catalog: u64,
     },
 }

@@ -101,7 +101,7 @@ pub struct Stream {
 pub type StreamIndex = u16;
 
 /// All declared streams. Index 0 is always [`DEFAULT_STREAM`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Catalog {
     streams: Vec<Arc<Stream>>,
     by_name: HashMap<Arc<str>, StreamIndex>,

@@ -22,6 +22,15 @@ pub(super) async fn render(State(api): State<Api>) -> impl IntoResponse {
         counter(&mut text, "weir_counter_mismatch_total", &format!("stage=\"{}\"", stage.as_str()), count);
     }
     counter(&mut text, "weir_counter_comparisons_total", "", api.books.compared());
+    let deployments = &api.deployments;
+    counter(&mut text, "weir_project_versions_total", "result=\"taken\"", deployments.taken.load(Ordering::Relaxed));
+    counter(
+        &mut text,
+        "weir_project_versions_total",
+        "result=\"refused\"",
+        deployments.refused.load(Ordering::Relaxed),
+    );
+    sample(&mut text, "weir_project_stale", "", u64::from(deployments.stale.load(Ordering::Relaxed)));
     let admission = api.core.node.admission();
     sample(&mut text, "weir_in_flight_bytes", "", admission.used() as u64);
     sample(&mut text, "weir_in_flight_limit_bytes", "", admission.limit() as u64);

@@ -24,6 +24,7 @@ use crate::core::Core;
 use crate::gateway::GatewayMetrics;
 use crate::ledger::Books;
 use crate::query::{self, Bounds, Format, QueryError};
+use crate::watch::Deployments;
 use problem::Problem;
 
 /// Longest SQL text that `/v1/query` takes.
@@ -45,6 +46,8 @@ pub struct Api {
     pub gateway: Arc<GatewayMetrics>,
     /// Whether the counters add up.
     pub books: Arc<Books>,
+    /// What became of versions of the project that were saved while the engine runs.
+    pub deployments: Arc<Deployments>,
 }
 
 /// Binds the listener.

@@ -104,6 +104,7 @@ impl Lab {
             random: Arc::new(move || 1 + draws.fetch_add(1, Ordering::Relaxed)),
             downlink: Arc::new(Silent),
             passivate_after: NEVER,
+            projects: Arc::new(|_| None),
         };
         let id = ShardId(0);
         let state = StateStore::over(Box::new(MemoryDisk::default().open()), id).await.map_err(Failure::new)?;

@@ -245,6 +245,20 @@ impl StateStore {
         Ok(())
     }
 
+    /// A counter, if it was ever set.
+    pub async fn counter(&self, name: &str) -> Result<Option<u64>, StateError> {
+        let Some(bytes) = self.db.get(&keys::counter(name)).await? else { return Ok(None) };
+        let [value] = keys::read_u64s(&bytes)?;
+        Ok(Some(value))
+    }
+
+    /// Sets a counter between checkpoints; it is durable when this returns.
+    pub async fn set_counter(&self, name: &str, value: u64) -> Result<(), StateError> {
+        let mut batch = Batch::new();
+        batch.put(keys::counter(name), keys::u64s(&[value]));
+        self.db.write(batch).await
+    }
+
     /// Notes that the files of a cut are complete and forgets the rows that went into them.
     pub async fn cut_done(&self, cut: CutDone) -> Result<(), StateError> {
         let mut guard = self.parts.lock().await;

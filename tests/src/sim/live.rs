@@ -27,7 +27,7 @@ use super::device::Uplink;
 use super::disk::Disks;
 use super::hub::{Hub, SimClock, Sink};
 use super::params::{Fault, Params};
-use super::project::{VERSIONS, project};
+use super::project::{VERSIONS, project, version};
 use super::random::Random;
 use super::trace::Trace;
 use crate::note;
@@ -82,19 +82,20 @@ impl Live {
             random: Arc::new(move || random.lock().next()),
             downlink: Arc::new(ground.hub.clone()),
             passivate_after: Duration::from_secs(if sleepy { 2 } else { 3600 }),
+            projects: Arc::new(|fingerprint| version(fingerprint).map(project)),
         };
         let mut states = Vec::new();
         for id in (0..ground.params.shards).map(ShardId) {
             let state = StateStore::over(ground.disks.state(id), id).await.map_err(|e| e.to_string())?;
             states.push((id, Arc::new(state)));
         }
-        let project = edited(ground, life, &opener, &states).await?;
+        let (before, project) = edited(ground, life);
         let catalog = Arc::new(project.catalog());
         let metrics = Arc::new(Metrics::default());
         let poke = Arc::new(Notify::new());
         let (mut shards, mut statuses) = (Vec::new(), Vec::new());
         for (id, state) in states {
-            let opened = opener.shard(id, &state, &project, &catalog, &metrics).await;
+            let opened = opener.shard_under(id, &state, (&before, &project), &catalog, &metrics).await;
             let opened = opened.map_err(|e| e.to_string())?;
             note!(ground.trace, "shard {id} is open: {:?}", opened.end);
             shards.push(opened.shard.clone());
@@ -103,6 +104,11 @@ impl Live {
         }
         let node = Node::start(shards, Admission::new(CREDIT), metrics.clone()).await.map_err(|e| e.to_string())?;
         let node = Arc::new(node);
+        *ground.version.lock() = version(project.fingerprint()).unwrap_or_default();
+        if ground.params.has(Fault::Edit) {
+            let statuses = statuses.clone();
+            tokio::task::spawn_local(deploy(ground.clone(), life, node.clone(), statuses, poke.clone()));
+        }
         Ok(Self { ground: ground.clone(), node, statuses, metrics, connections: BTreeMap::new(), poke })
     }
 
@@ -172,25 +178,37 @@ impl Live {
     }
 }
 
-/// The project of this life. If it is another one than that of the last, everything that came under the old one is
+/// The project of the last life and that of this one. If they differ, everything that came under the old one is
 /// finished first, as the engine does it at start.
-async fn edited(
-    ground: &Ground,
-    life: u64,
-    opener: &Opener,
-    states: &[(ShardId, Arc<StateStore>)],
-) -> Result<Arc<Project>, String> {
+fn edited(ground: &Ground, life: u64) -> (Arc<Project>, Arc<Project>) {
     let old = *ground.version.lock();
     let mut random = Random::named(ground.params.seed, &format!("project {life}"));
     let wanted = if ground.params.has(Fault::Edit) { random.below(VERSIONS) } else { old };
     if wanted != old {
         note!(ground.trace, "the project changes from version {old} to {wanted}");
-        for (id, state) in states {
-            opener.finish(*id, state, &project(old)).await.map_err(|e| e.to_string())?;
+    }
+    (project(old), project(wanted))
+}
+
+/// Goes over to another version of the project now and then, as the engine does when its folder changes.
+async fn deploy(ground: Ground, life: u64, node: Arc<Node>, statuses: Vec<Arc<Status>>, poke: Arc<Notify>) {
+    let mut random = Random::named(ground.params.seed, &format!("deploy {life}"));
+    loop {
+        tokio::time::sleep(Duration::from_millis(random.between(200, 30_000))).await;
+        let wanted = random.below(VERSIONS);
+        note!(ground.trace, "the project goes over to version {wanted}");
+        let fingerprint = project(wanted).fingerprint();
+        let asked: Vec<_> = node.shards().iter().map(|shard| shard.committer.switch(fingerprint)).collect();
+        poke.notify_waiters();
+        for (receiver, status) in asked.into_iter().zip(&statuses) {
+            let Ok(barrier) = receiver.await else { return };
+            let mut cut = status.cut.subscribe();
+            if cut.wait_for(|done| *done >= barrier).await.is_err() {
+                return;
+            }
         }
         *ground.version.lock() = wanted;
     }
-    Ok(project(wanted))
 }
 
 /// What a connection of the gateway does: takes credit, then hands over in order.
