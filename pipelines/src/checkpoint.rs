@@ -119,8 +119,31 @@ pub(crate) fn identity(bytes: &[u8]) -> Result<Identity, PipelineError> {
 
 /// Reads a state that was written for `expected`.
 pub(crate) fn decode(bytes: &[u8], expected: &Identity) -> Result<Checkpoint, PipelineError> {
-    let (header, mut rest) = header(bytes)?;
+    let (header, rest) = header(bytes)?;
     check(&header.identity, expected)?;
+    let (now, floor) = (header.now, header.floor);
+    let (devices, segments) = sections(header, rest)?;
+    let segments = segments
+        .into_iter()
+        .map(|section| Ok((read(section)?, Bytes::copy_from_slice(section))))
+        .collect::<Result<Vec<_>, PipelineError>>()?;
+    Ok(Checkpoint { now, floor, devices: read_devices(&read(devices)?)?, segments })
+}
+
+/// How far devices had come by a state, whatever it was written for: without segments.
+pub(crate) fn progress(bytes: &[u8]) -> Result<Checkpoint, PipelineError> {
+    let (header, rest) = header(bytes)?;
+    let (now, floor) = (header.now, header.floor);
+    let (devices, _) = sections(header, rest)?;
+    Ok(Checkpoint { now, floor, devices: read_devices(&read(devices)?)?, segments: Vec::new() })
+}
+
+fn read(section: &[u8]) -> Result<RecordBatch, PipelineError> {
+    from_ipc(section).map_err(|e| PipelineError::state(e.to_string()))
+}
+
+/// The bytes of the devices, and of each segment.
+fn sections(header: Header, mut rest: &[u8]) -> Result<(&[u8], Vec<&[u8]>), PipelineError> {
     let mut sections = Vec::with_capacity(header.sections.len());
     for length in header.sections {
         let (section, after) = usize::try_from(length).ok().and_then(|n| rest.split_at_checked(n)).ok_or_else(cut)?;
@@ -131,11 +154,7 @@ pub(crate) fn decode(bytes: &[u8], expected: &Identity) -> Result<Checkpoint, Pi
         return Err(PipelineError::state("it has bytes too many"));
     }
     let mut sections = sections.into_iter();
-    let read = |section| from_ipc(section).map_err(|e| PipelineError::state(e.to_string()));
-    let devices = read_devices(&read(sections.next().ok_or_else(cut)?)?)?;
-    let segments =
-        sections.map(|s| Ok((read(s)?, Bytes::copy_from_slice(s)))).collect::<Result<Vec<_>, PipelineError>>()?;
-    Ok(Checkpoint { now: header.now, floor: header.floor, devices, segments })
+    Ok((sections.next().ok_or_else(cut)?, sections.collect()))
 }
 
 fn check(found: &Identity, expected: &Identity) -> Result<(), PipelineError> {

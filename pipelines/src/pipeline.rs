@@ -29,7 +29,7 @@ use crate::operator::{self, Late, Operator};
 use crate::plan::{Cut, Windowed, cut};
 use crate::stage::Stage;
 use crate::store::Store;
-use crate::watermark::{KEEP, Watermarks};
+use crate::watermark::{Entry, KEEP, Watermarks};
 
 /// Rows gathered before they are aggregated. Fewer cost more, most of all with percentiles, whose digests are
 /// rebuilt each time a group gets rows; more do not pay, as the columns no longer fit the caches.
@@ -176,6 +176,26 @@ impl Pipeline {
                     false => segments,
                 };
                 *operator.store_mut() = Store::restore(segments)?;
+            }
+        }
+        Ok(this)
+    }
+
+    /// A pipeline in the place of one of another meaning, which `state` is of. No window comes out twice: those that
+    /// the old one has closed stay closed, and for each device the new one begins with the first window after all
+    /// that it has records in. What the old one held of those is given up.
+    pub fn succeed(plan: &PipelinePlan, source: SchemaRef, state: &[u8]) -> Result<Self, PipelineError> {
+        let mut this = Self::new(plan, source)?;
+        let before = checkpoint::progress(state)?;
+        match &mut this.query {
+            Query::Rows { now, .. } => *now = before.now,
+            Query::Windows { cut, marks, .. } => {
+                let passed = before.devices.into_iter().map(|entry| {
+                    let entry = entry?;
+                    let passed = entry.frontier.max(cut.windows.frontier_after(entry.newest));
+                    Some(Entry { frontier: passed, ..entry })
+                });
+                **marks = Watermarks::restore(passed.collect(), before.floor, before.now);
             }
         }
         Ok(this)

@@ -38,10 +38,10 @@ pub(super) fn build(
             Some(state) if Pipeline::matches(plan, &state).map_err(failed)? => {
                 Pipeline::restore(plan, source, &state).map_err(failed)?
             }
-            Some(_) => {
+            Some(state) => {
                 tracing::warn!(shard = %parts.shard, pipeline = plan.name, "its meaning, or the query engine, has \
                     changed: the windows that were open are given up, it begins with those that open now");
-                Pipeline::new(plan, source).map_err(failed)?
+                Pipeline::succeed(plan, source, &state).map_err(failed)?
             }
             None => Pipeline::new(plan, source).map_err(failed)?,
         };

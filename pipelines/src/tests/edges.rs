@@ -310,3 +310,31 @@ fn rows_of_reference_tables_change_and_the_windows_go_on() {
     let closed = pipeline.barrier(Timestamp(START + 200 * SECOND)).unwrap();
     assert_eq!(closed.rows[0].column(2).as_string::<i64>().value(0), "north,south,east");
 }
+
+#[test]
+fn a_pipeline_that_changes_gives_no_window_twice_and_none_in_part() {
+    let (old, schema) = plan(&sums());
+    let (new, _) = plan(&sums().replace("sum(v)", "sum(v) + 1"));
+    let feed = |pipeline: &mut Pipeline, rows: &[Row], at: i64| {
+        pipeline.ingest(&batch(&schema, rows)).unwrap();
+        pipeline.barrier(Timestamp(START + at * SECOND)).unwrap()
+    };
+    let at = |device: &str, second: i64| row(device, START + second * SECOND, START + second * SECOND, 1.0);
+    let mut pipeline = Pipeline::new(&old, schema.clone()).unwrap();
+    let closed = feed(&mut pipeline, &[at("a", 10), at("a", 90), at("b", 20)], 90);
+    let begin = START / SECOND;
+    assert_eq!(listed(&closed.rows), [("a".to_owned(), begin, 1.0)]);
+    let state = pipeline.checkpoint().unwrap();
+    assert!(!Pipeline::matches(&new, &state).unwrap());
+
+    let mut pipeline = Pipeline::succeed(&new, schema.clone(), &state).unwrap();
+    // For `a` the windows of 0 and 60 seconds are over, one closed and one given up; for `b` that of 0.
+    let rows = [at("a", 30), at("a", 100), at("b", 40), at("b", 70), at("a", 130), at("c", 5)];
+    let closed = feed(&mut pipeline, &rows, 130);
+    assert_eq!(closed.rows.iter().map(RecordBatch::num_rows).sum::<usize>(), 0);
+    let late: Vec<_> = closed.late.iter().map(|l| (l.device.as_str(), l.window_start.0, l.records)).collect();
+    assert_eq!(late, [("a", START, 1), ("a", START + MINUTE, 1), ("b", START, 1)]);
+    let closed = feed(&mut pipeline, &[at("a", 300), at("b", 300), at("c", 300)], 300);
+    let windows = [("a", 120), ("b", 60), ("c", 0)].map(|(device, start)| (device.to_owned(), begin + start, 2.0));
+    assert_eq!(listed(&closed.rows), windows, "a device that was not known begins where it is");
+}
