@@ -26,6 +26,7 @@ pub mod http;
 pub mod ledger;
 pub mod limits;
 pub mod opener;
+pub mod overview;
 pub mod project;
 pub mod query;
 pub mod simulate;

@@ -13,6 +13,7 @@ use sql::SourceFile;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
+use crate::overview::{Fate, Overview, changes};
 use crate::project::{self, ProjectError};
 
 /// How often the folder is looked at.
@@ -91,36 +92,13 @@ async fn deploy(core: &Core, seen: Result<Look, String>, deployments: &Deploymen
     match core.go_over(&loaded).await {
         Ok(true) => {
             deployments.taken.fetch_add(1, Ordering::Relaxed);
-            for line in changes(&old, &loaded.project) {
-                tracing::info!("{line}");
+            let changes = changes(&Overview::of(&old), &Overview::of(&loaded.project));
+            for change in changes.iter().filter(|change| change.fate != Fate::Kept) {
+                tracing::info!("{} {}: {}", change.kind, change.name, change.text);
             }
         }
         Ok(false) => {}
         Err(error) => return refuse("the pipeline project as it is saved cannot be taken over", &error.to_string()),
     }
     deployments.stale.store(false, Ordering::Relaxed);
-}
-
-/// What going from one version to another does to each pipeline.
-pub fn changes(old: &sql::Project, new: &sql::Project) -> Vec<String> {
-    let mut lines = Vec::new();
-    for plan in &new.pipelines {
-        lines.push(match old.pipeline(&plan.name) {
-            None => format!("pipeline {}: new, begins with the windows that open now", plan.name),
-            Some(before) if before.fingerprint != plan.fingerprint => {
-                format!("pipeline {}: changed, begins anew with the windows that open now", plan.name)
-            }
-            Some(_) => continue,
-        });
-    }
-    let gone = old.pipelines.iter().filter(|plan| new.pipeline(&plan.name).is_none());
-    lines.extend(gone.map(|plan| format!("pipeline {}: dropped, its table stays", plan.name)));
-    for decl in &new.tables {
-        match old.tables.iter().find(|before| before.name == decl.name) {
-            Some(before) if before.rows == decl.rows => {}
-            Some(_) => lines.push(format!("table {}: {} rows now", decl.name, decl.rows.num_rows())),
-            None => lines.push(format!("table {}: new, {} rows", decl.name, decl.rows.num_rows())),
-        }
-    }
-    lines
 }

@@ -128,8 +128,8 @@ pub(crate) fn short(ns: i64) -> String {
     format!("{}{}", ns / scale, plain.unwrap_or("ns"))
 }
 
-/// For messages: the largest unit that divides it.
-pub(crate) fn shown(ns: i64) -> String {
+/// For messages: a number of nanoseconds in the largest unit that divides it, as in `5 minutes`.
+pub fn shown(ns: i64) -> String {
     let Some((names, scale)) = UNITS.iter().rev().find(|(_, scale)| ns % scale == 0) else { return format!("{ns} ns") };
     let count = ns / scale;
     let name = if count == 1 { names.first() } else { names.get(1) };

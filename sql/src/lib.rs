@@ -49,6 +49,7 @@ mod window;
 pub use bounds::too_long;
 pub use check::check;
 pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
+pub use interval::shown as duration;
 pub use project::{DEFAULT_LATENESS_NS, Granularity, Join, Kind, PipelinePlan, Project, StreamDecl, TableDecl, Window};
 pub use reference::read_tables;
 pub use render::{render_all, render_json};

@@ -7,6 +7,7 @@ mod audit;
 mod check;
 mod demo;
 mod flush;
+mod pipelines;
 mod query;
 mod record;
 mod remote;
@@ -50,6 +51,8 @@ enum Command {
     Test(test::Args),
     /// Telemetry from tables as lines of JSON, for tests.
     Record(record::Args),
+    /// The pipelines of an engine: list, show, explain, and what a change would do.
+    Pipelines(pipelines::Args),
     /// One query over all tables, from files or through a running engine.
     Query(query::Args),
     /// An interactive SQL shell over all tables.
@@ -104,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => runtime(demo::main(args)),
         Command::Run(args) => runtime(run::main(args)),
         Command::Check(args) => check::main(&args),
+        Command::Pipelines(args) => pipelines::main(&args),
         Command::Test(args) => runtime(test::main(args)),
         Command::Record(args) => runtime(record::main(args)),
         Command::Query(args) => runtime(query::main(args)),

@@ -23,6 +23,7 @@ use crate::audit;
 use crate::core::Core;
 use crate::gateway::GatewayMetrics;
 use crate::ledger::Books;
+use crate::overview::Overview;
 use crate::query::{self, Bounds, Format, QueryError};
 use crate::watch::Deployments;
 use problem::Problem;
@@ -67,6 +68,7 @@ fn router(api: Api) -> Router {
         .route("/metrics", get(metrics::render))
         .route("/v1/query", post(run_query))
         .route("/v1/flush", post(flush))
+        .route("/v1/pipelines", get(pipelines))
         .route("/v1/audit", get(audit_all))
         .route("/v1/audit/{id}", get(audit_one))
         .route("/v1/devices", get(devices))
@@ -82,6 +84,10 @@ async fn ready(State(api): State<Api>) -> Response {
     }
     let text = "the log or the store refuses writes; nothing is acknowledged until it takes them again";
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+async fn pipelines(State(api): State<Api>) -> Json<Overview> {
+    Json(Overview::of(&api.core.project()))
 }
 
 async fn run_query(State(api): State<Api>, headers: HeaderMap, sql: String) -> Result<Response, Problem> {

@@ -1,0 +1,165 @@
+//! `weir pipelines`
+
+use std::path::PathBuf;
+
+use crate::core::project_file;
+use crate::overview::{Overview, Pipeline, changes};
+use crate::project;
+
+use super::remote::{check_url, request};
+use super::{Exit, Output, print};
+
+/// Arguments of `weir pipelines`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// The pipelines that run.
+    #[command(
+        after_help = "Examples:\n  weir pipelines list --url http://127.0.0.1:8080\n  weir pipelines list --data weir-data --format json"
+    )]
+    List(Of),
+    /// One pipeline: its query, its windows, the columns of its table.
+    #[command(after_help = "Example:\n  weir pipelines show climate_1m --data weir-data")]
+    Show {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        of: Of,
+    },
+    /// What taking over the files of a folder would keep, restart and drop. Changes nothing.
+    #[command(after_help = "Example:\n  weir pipelines plan pipelines/ --url http://127.0.0.1:8080")]
+    Plan {
+        /// The folder as it would be saved.
+        #[arg(default_value = "pipelines")]
+        folder: PathBuf,
+        #[command(flatten)]
+        of: Of,
+    },
+    /// The plan of a pipeline, as the query engine has it.
+    Explain {
+        /// Its name.
+        name: String,
+        /// The folder of the project.
+        #[arg(default_value = "pipelines")]
+        folder: PathBuf,
+    },
+}
+
+/// Whose pipelines.
+#[derive(Debug, clap::Args)]
+struct Of {
+    /// The data directory of an engine, running or not.
+    #[arg(long, env = "WEIR_DATA", conflicts_with = "url")]
+    data: Option<PathBuf>,
+    /// A running engine.
+    #[arg(long)]
+    url: Option<String>,
+    /// How to print it.
+    #[arg(long, value_enum, default_value = "text")]
+    format: Output,
+}
+
+impl Of {
+    fn overview(&self) -> Result<Overview, Exit> {
+        if let Some(url) = &self.url {
+            check_url(url)?;
+            let body = request("GET", url, "/v1/pipelines", "application/json", None)?;
+            return serde_json::from_slice(&body).map_err(Exit::failed);
+        }
+        let data = self.data.clone().unwrap_or_else(|| crate::config::StoreConfig::default().data);
+        match project::stored(&project_file(&data)).map_err(Exit::failed)? {
+            Some(loaded) => Ok(Overview::of(&loaded.project)),
+            None => Err(Exit::Usage(format!(
+                "{} is not a data directory of weir; name one with --data, or a running engine with --url",
+                data.display()
+            ))),
+        }
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<(), Exit> {
+    print(&format!("{}\n", serde_json::to_string(value).map_err(Exit::failed)?))
+}
+
+fn found<'a>(overview: &'a Overview, name: &str) -> Result<&'a Pipeline, Exit> {
+    overview.pipeline(name).ok_or_else(|| {
+        let names: Vec<&str> = overview.pipelines.iter().map(|p| p.name.as_str()).collect();
+        Exit::Failed(format!("there is no pipeline `{name}`; there are: {}", names.join(", ")))
+    })
+}
+
+pub(super) fn main(args: &Args) -> Result<(), Exit> {
+    match &args.command {
+        Command::List(of) => list(&of.overview()?, of.format),
+        Command::Show { name, of } => show(found(&of.overview()?, name)?, of.format),
+        Command::Plan { folder, of } => plan(folder, of),
+        Command::Explain { name, folder } => explain(name, folder),
+    }
+}
+
+fn list(overview: &Overview, format: Output) -> Result<(), Exit> {
+    if let Output::Json = format {
+        return json(overview);
+    }
+    let wide = |of: fn(&Pipeline) -> usize, least| overview.pipelines.iter().map(of).max().unwrap_or(0).max(least);
+    let (name, source) = (wide(|p| p.name.len(), 4), wide(|p| p.source.len(), 5));
+    let mut text = format!("{:<name$}  {:<source$}  {:<30}  lateness\n", "name", "reads", "window");
+    for pipeline in &overview.pipelines {
+        let window = pipeline.window.as_deref().unwrap_or("none");
+        let lateness = pipeline.lateness.as_deref().unwrap_or("-");
+        text.push_str(&format!("{:<name$}  {:<source$}  {window:<30}  {lateness}\n", pipeline.name, pipeline.source));
+    }
+    print(&text)
+}
+
+fn show(pipeline: &Pipeline, format: Output) -> Result<(), Exit> {
+    if let Output::Json = format {
+        return json(pipeline);
+    }
+    let Pipeline { name, version, source, joins, window, lateness, partition, columns, at, query } = pipeline;
+    let mut text = format!("{name}  ({at}, version {version})\n{query}\n\nreads      {source}\n");
+    if !joins.is_empty() {
+        text.push_str(&format!("joins      {}\n", joins.join(", ")));
+    }
+    text.push_str(&format!("window     {}\n", window.as_deref().unwrap_or("none: row by row")));
+    if let Some(lateness) = lateness {
+        text.push_str(&format!("lateness   {lateness}\n"));
+    }
+    text.push_str(&format!("partition  {partition}\ncolumns\n"));
+    for column in columns {
+        let unit = column.unit.as_ref().map(|unit| format!(" [{unit}]")).unwrap_or_default();
+        text.push_str(&format!("  {:<24} {}{unit}\n", column.name, column.kind));
+    }
+    print(&text)
+}
+
+fn plan(folder: &std::path::Path, of: &Of) -> Result<(), Exit> {
+    let loaded = match project::load(Some(folder)) {
+        Ok(loaded) => loaded,
+        Err(project::ProjectError::Check { rendered }) => {
+            print(&rendered)?;
+            return Err(Exit::Silent);
+        }
+        Err(error) => return Err(Exit::Usage(error.to_string())),
+    };
+    let changes = changes(&of.overview()?, &Overview::of(&loaded.project));
+    if let Output::Json = of.format {
+        return json(&changes);
+    }
+    let lines: Vec<String> = changes.iter().map(|c| format!("{} {}: {}\n", c.kind, c.name, c.text)).collect();
+    print(&lines.concat())
+}
+
+fn explain(name: &str, folder: &std::path::Path) -> Result<(), Exit> {
+    let loaded = project::load(Some(folder)).map_err(Exit::failed)?;
+    found(&Overview::of(&loaded.project), name)?;
+    let Some(plan) = loaded.project.pipeline(name) else { return Ok(()) };
+    let state = sql::session_state_for(plan.window.as_ref().map(|window| window.kind));
+    let optimized = state.optimize(&plan.logical).map_err(Exit::failed)?;
+    print(&format!("{}\n", optimized.display_indent()))
+}

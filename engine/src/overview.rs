@@ -1,0 +1,261 @@
+//! A project as people and programs see it from outside, and what going from one version to another does.
+
+use arrow::datatypes::Schema;
+use serde::{Deserialize, Serialize};
+use sql::{Kind, PipelinePlan, Project, duration};
+
+/// A version of a project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overview {
+    /// Changes with anything an engine acts on.
+    pub version: String,
+    /// What devices send. They change only at a start of the engine.
+    pub streams: Vec<Table>,
+    /// Reference tables.
+    pub tables: Vec<Table>,
+    /// Continuous queries.
+    pub pipelines: Vec<Pipeline>,
+}
+
+/// A stream or a reference table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Its name.
+    pub name: String,
+    /// Changes with what engines act on; of a reference table, also with its rows.
+    pub version: String,
+    /// Its columns.
+    pub columns: Vec<Column>,
+    /// Rows, of a reference table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<usize>,
+}
+
+/// A column of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Its Arrow type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its unit, if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+}
+
+/// A continuous query.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pipeline {
+    /// Name of the pipeline and of its table.
+    pub name: String,
+    /// Changes when results may have changed.
+    pub version: String,
+    /// The stream it reads.
+    pub source: String,
+    /// Reference tables it joins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joins: Vec<String>,
+    /// Its windows; none: row by row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
+    /// How long after the end of a window rows may come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lateness: Option<String>,
+    /// How long a partition is.
+    pub partition: String,
+    /// Columns of its table.
+    pub columns: Vec<Column>,
+    /// File and line of its statement.
+    pub at: String,
+    /// The query.
+    pub query: String,
+}
+
+fn columns(schema: &Schema) -> Vec<Column> {
+    let column = |field: &arrow::datatypes::FieldRef| Column {
+        name: field.name().clone(),
+        kind: field.data_type().to_string(),
+        unit: field.metadata().get("unit").cloned(),
+    };
+    schema.fields().iter().map(column).collect()
+}
+
+impl Overview {
+    /// Of a checked project.
+    pub fn of(project: &Project) -> Self {
+        let hex = |number: u64| format!("{number:016x}");
+        Self {
+            version: hex(project.fingerprint()),
+            streams: project
+                .streams
+                .iter()
+                .map(|decl| {
+                    let alone = Project { streams: vec![decl.clone()], ..Project::empty() };
+                    let schema = storage::schema::stream_schema(&decl.stream);
+                    let name = decl.stream.name.to_string();
+                    Table { name, version: hex(alone.fingerprint()), columns: columns(&schema), rows: None }
+                })
+                .collect(),
+            tables: project
+                .tables
+                .iter()
+                .map(|decl| {
+                    let alone = Project { tables: vec![decl.clone()], ..Project::empty() };
+                    let rows = Some(decl.rows.num_rows());
+                    let version = hex(alone.fingerprint());
+                    Table { name: decl.name.clone(), version, columns: columns(&decl.schema), rows }
+                })
+                .collect(),
+            pipelines: project.pipelines.iter().map(Pipeline::of).collect(),
+        }
+    }
+
+    /// The pipeline of that name.
+    pub fn pipeline(&self, name: &str) -> Option<&Pipeline> {
+        self.pipelines.iter().find(|pipeline| pipeline.name == name)
+    }
+}
+
+impl Pipeline {
+    fn of(plan: &PipelinePlan) -> Self {
+        let (file, span) = &plan.at;
+        let window = plan.window.as_ref().map(|window| {
+            let size = duration(window.size_ns);
+            match window.kind {
+                Kind::Tumble => format!("tumble {size}"),
+                Kind::Hop { slide_ns } => format!("hop {size} every {}", duration(slide_ns)),
+                Kind::Session => format!("session with a gap of {size}"),
+            }
+        });
+        Self {
+            name: plan.name.clone(),
+            version: format!("{:016x}", plan.fingerprint),
+            source: plan.source.clone(),
+            joins: plan.joins.iter().map(|join| join.table.clone()).collect(),
+            lateness: window.as_ref().map(|_| duration(plan.lateness_ns)),
+            window,
+            partition: plan.partition.as_str().to_owned(),
+            columns: columns(&plan.output),
+            at: format!("{file}:{}", span.start.line),
+            query: plan.query.clone(),
+        }
+    }
+}
+
+/// What happens to something when another version is taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It goes on as it is.
+    Kept,
+    /// It was not there before.
+    New,
+    /// It begins anew.
+    Restarted,
+    /// It is no more; its table stays.
+    Dropped,
+    /// Takes a restart of the engine.
+    Refused,
+}
+
+/// A change of one stream, table or pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// `stream`, `table` or `pipeline`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// What happens to it.
+    pub fate: Fate,
+    /// The same for people.
+    pub text: String,
+}
+
+/// What going from one version to another does to each stream, table and pipeline.
+pub fn changes(old: &Overview, new: &Overview) -> Vec<Change> {
+    let mut all = Vec::new();
+    let mut note = |kind: &str, name: &str, fate, text: String| {
+        all.push(Change { kind: kind.to_owned(), name: name.to_owned(), fate, text });
+    };
+    // Without a stream's version nothing of it is kept in memory that could differ: its order among the others.
+    let streams = |of: &Overview| of.streams.iter().map(|s| (s.name.clone(), s.version.clone())).collect::<Vec<_>>();
+    if streams(old) != streams(new) {
+        for stream in &new.streams {
+            match old.streams.iter().find(|before| before.name == stream.name) {
+                Some(before) if before.version == stream.version => {}
+                Some(_) => {
+                    note("stream", &stream.name, Fate::Refused, "changed: takes a restart of the engine".to_owned())
+                }
+                None => note("stream", &stream.name, Fate::Refused, "new: takes a restart of the engine".to_owned()),
+            }
+        }
+        for stream in old.streams.iter().filter(|before| new.streams.iter().all(|s| s.name != before.name)) {
+            note("stream", &stream.name, Fate::Refused, "gone: takes a restart of the engine".to_owned());
+        }
+    }
+    for table in &new.tables {
+        let rows = table.rows.unwrap_or_default();
+        match old.tables.iter().find(|before| before.name == table.name) {
+            Some(before) if before.version == table.version => {
+                note("table", &table.name, Fate::Kept, "unchanged".to_owned())
+            }
+            Some(_) => note("table", &table.name, Fate::Restarted, format!("{rows} rows, for what comes from now on")),
+            None => note("table", &table.name, Fate::New, format!("new, {rows} rows")),
+        }
+    }
+    for pipeline in &new.pipelines {
+        let (fate, text) = match old.pipeline(&pipeline.name) {
+            Some(before) if before.version == pipeline.version => (Fate::Kept, "unchanged: goes on with its windows"),
+            Some(_) if pipeline.window.is_some() => {
+                (Fate::Restarted, "changed: gives up its open windows, and begins with the next one of each device")
+            }
+            Some(_) => (Fate::Restarted, "changed: for what comes from now on"),
+            None => (Fate::New, "new: for what comes from now on"),
+        };
+        note("pipeline", &pipeline.name, fate, text.to_owned());
+    }
+    for pipeline in old.pipelines.iter().filter(|before| new.pipeline(&before.name).is_none()) {
+        note(
+            "pipeline",
+            &pipeline.name,
+            Fate::Dropped,
+            "dropped: its open windows are given up, its table stays".to_owned(),
+        );
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sql::SourceFile;
+
+    fn overview(text: &str) -> Overview {
+        Overview::of(&sql::check(&[SourceFile { name: "p.sql".to_owned(), text: text.to_owned() }]).unwrap())
+    }
+
+    #[test]
+    fn each_change_is_named() {
+        let stream = "CREATE STREAM telemetry (t DOUBLE);\n";
+        let a = "CREATE PIPELINE a AS SELECT device, hop(ts, INTERVAL '1 m', INTERVAL '5 m') AS w, max(t) AS t FROM telemetry GROUP BY device, w;\n";
+        let b = "CREATE PIPELINE b AS SELECT ts, t FROM telemetry WHERE t > 1;\n";
+        let old = overview(&format!("{stream}{a}{b}"));
+        assert_eq!(old.pipeline("a").unwrap().window.as_deref(), Some("hop 5 minutes every 1 minute"));
+        assert_eq!(
+            (old.pipeline("b").unwrap().window.as_deref(), old.pipeline("b").unwrap().at.as_str()),
+            (None, "p.sql:3")
+        );
+        let fates = |new: &str| -> Vec<(String, Fate)> {
+            changes(&old, &overview(new)).into_iter().map(|change| (change.name, change.fate)).collect()
+        };
+        let of = |name: &str, fate| (name.to_owned(), fate);
+        assert_eq!(fates(&format!("{stream}{a}{b}-- as it was")), [of("a", Fate::Kept), of("b", Fate::Kept)]);
+        assert_eq!(
+            fates(&format!("{stream}{}CREATE PIPELINE c AS SELECT ts FROM telemetry;", a.replace("max", "min"))),
+            [of("a", Fate::Restarted), of("c", Fate::New), of("b", Fate::Dropped)]
+        );
+        let more = stream.replace("t DOUBLE", "t DOUBLE, u DOUBLE");
+        assert_eq!(fates(&format!("{more}{a}{b}"))[0], of("telemetry", Fate::Refused));
+    }
+}
