@@ -21,6 +21,7 @@ pub const ALL: [(&str, &str); 17] = [
     ("segment-not-restored", "the last piece of a pipeline's state is not restored"),
     ("partial-file", "a file is visible before it is whole"),
     ("cut-before-files", "a cut is recorded before its files are written"),
+    ("version-not-noted", "a checkpoint does not say which version of the project it stands for"),
     ("truncate-at-checkpoint", "the log is truncated at a checkpoint whose rows are in no file"),
 ];
 
