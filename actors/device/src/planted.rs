@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Their names, and what each does wrong.
-pub const ALL: [(&str, &str); 17] = [
+pub const ALL: [(&str, &str); 18] = [
     ("ack-before-durable", "messages are acknowledged before their record is appended"),
     ("durable-before-append", "a position counts as durable before its record is appended"),
     ("dedup-off-by-one", "the highest number without a hole below it counts as new"),
