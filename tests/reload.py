@@ -165,7 +165,7 @@ def run(o, folder, rng):
         if engine.alive():
             engine.kill()
     o.agents = False
-    figures = kill9.verify(engine, publishers, o)
+    figures = kill9.verify(engine, publishers, o, edited="changing")
     c = duck(engine.data, "telemetry", "placed", "changing")
     twice = "SELECT device, epoch, seq FROM placed GROUP BY ALL HAVING count(*) > 1"
     check(not c.execute(twice).fetchall(), "rows of `placed` are stored twice")
