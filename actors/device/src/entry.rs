@@ -252,7 +252,7 @@ pub enum LogBody {
         /// Whether files are cut here.
         cut: bool,
         /// The version of the pipeline project that the records since the last barrier belong to. A barrier that
-        /// names another one than the barrier before it has no records between.
+        /// names another one than the barrier before it has no records between, unless the engine has started again.
         catalog: u64,
     },
 }

@@ -13,7 +13,7 @@ use actors::shard::Shard;
 use bytes::Bytes;
 use device::entry::Reason;
 use device::id::{DeviceId, ShardId};
-use device::seq::Barrier;
+use device::seq::{Barrier, Position};
 use engine::opener::{Opened, Opener};
 use parking_lot::Mutex;
 use pipelines::runner::{Runner, Status};
@@ -53,9 +53,14 @@ pub(super) struct Ground {
     pub(super) clock: Arc<SimClock>,
     /// The version of the project that the logs were written under: what the registry of a data directory keeps.
     pub(super) version: Arc<Mutex<u64>>,
+    /// At each start of a shard: where its log ended, and the version of the project that it goes on under.
+    pub(super) begun: Arc<Mutex<Vec<Begun>>>,
     /// Why the engine had to end, if it did.
     pub(super) fatal: Arc<Mutex<Option<String>>>,
 }
+
+/// A shard begins: its log ends at the position, and what comes belongs to the version.
+pub(super) type Begun = (ShardId, Position, u64);
 
 /// A running engine.
 pub(super) struct Live {
@@ -98,6 +103,8 @@ impl Live {
             let opened = opener.shard_under(id, &state, (&before, &project), &catalog, &metrics).await;
             let opened = opened.map_err(|e| e.to_string())?;
             note!(ground.trace, "shard {id} is open: {:?}", opened.end);
+            let version = version(project.fingerprint()).unwrap_or_default();
+            ground.begun.lock().push((id, opened.end.position, version));
             shards.push(opened.shard.clone());
             statuses.push(opened.status.clone());
             run(ground, id, opened, opener.clone(), project.fingerprint(), &metrics, &poke);

@@ -76,7 +76,7 @@ async fn ledger(ground: &Ground, live: &Live, machine: &mut Machine) {
 
 fn compare(ground: &Ground, machines: &mut [&mut Machine]) -> Result<(), String> {
     let ledger = ground.disks.ledger.lock();
-    let reference = Reference::of(&ledger, ground.params.shards)?;
+    let reference = Reference::of(&ledger, ground.params.shards, &ground.begun.lock())?;
     let found = tables::read(&ground.disks.objects())?;
     for table in ["telemetry", "_losses", "_dead_letters"] {
         let none = Vec::new();

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use device::entry::LogBody;
 use device::id::ShardId;
+use device::seq::Position;
 use pipelines::SLACK;
 use storage::rows::RowBuilder;
 
 use super::ledger::Ledger;
+use super::live::Begun;
 use super::project::{self, HOT, WINDOWED, Windowed, project};
 use super::tables::{floats, integers, texts};
 
@@ -73,15 +75,17 @@ pub(super) struct Reference {
 
 impl Reference {
     /// From everything that is durable.
-    pub(super) fn of(ledger: &Ledger, shards: u16) -> Result<Self, String> {
+    pub(super) fn of(ledger: &Ledger, shards: u16, begun: &[Begun]) -> Result<Self, String> {
         let mut this = Self::default();
         for shard in (0..shards).map(ShardId) {
-            this.shard(ledger, shard)?;
+            let begun =
+                begun.iter().filter(|(id, ..)| *id == shard).map(|(_, position, version)| (*position, *version));
+            this.shard(ledger, shard, begun.collect())?;
         }
         Ok(this)
     }
 
-    fn shard(&mut self, ledger: &Ledger, shard: ShardId) -> Result<(), String> {
+    fn shard(&mut self, ledger: &Ledger, shard: ShardId, begun: Vec<(Position, u64)>) -> Result<(), String> {
         let mut builder = RowBuilder::new(Arc::new(project(0).catalog()));
         // Newest time and frontier of each device.
         let mut marks: BTreeMap<String, (i64, i64)> = BTreeMap::new();
@@ -89,7 +93,13 @@ impl Reference {
         let mut own: BTreeMap<Key, Window> = BTreeMap::new();
         // Since the last barrier: what the next one closes was read under the project that it names.
         let mut fresh: Vec<Row> = Vec::new();
-        for record in ledger.log(shard) {
+        // The version that counts for what comes: that of the start, or of the last barrier since.
+        let mut counts = None;
+        let mut begun = begun.into_iter().peekable();
+        for (position, record) in (1..).zip(ledger.log(shard)) {
+            while let Some((_, version)) = begun.next_if(|(end, _)| end.0 < position) {
+                counts = Some(version);
+            }
             match &record.body {
                 LogBody::Batch(entries) => {
                     for entry in entries {
@@ -106,6 +116,13 @@ impl Reference {
                 LogBody::Barrier { catalog, .. } => {
                     let version = project::version(*catalog);
                     let version = version.ok_or_else(|| format!("a barrier of an unknown project {catalog}"))?;
+                    if let (false, Some(counts)) = (fresh.is_empty(), counts.filter(|counts| *counts != version)) {
+                        return Err(format!(
+                            "the barrier at {position} of shard {shard} names version {version} of the project, the \
+                             records before it came under {counts}"
+                        ));
+                    }
+                    counts = Some(version);
                     let of = project::extra(version);
                     let taken = fresh.drain(..).filter(|row| of.is_some_and(|of| row.n % of == 0));
                     self.extra.extend(taken.map(|row| (row.device, row.ts, row.n)));

@@ -122,6 +122,7 @@ impl World {
             disks,
             clock: Arc::new(SimClock::default()),
             version: Arc::default(),
+            begun: Arc::default(),
             fatal: Arc::default(),
         };
         let mut random = Random::named(params.seed, "network");
