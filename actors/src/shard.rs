@@ -17,7 +17,7 @@ use device::schema::Catalog;
 use device::seq::Position;
 use parking_lot::{Mutex, RwLock};
 use ractor::ActorRef;
-use storage::log::ShardLog;
+use storage::log::{LogError, ShardLog};
 use storage::state::StateStore;
 use thiserror::Error;
 
@@ -252,12 +252,18 @@ impl Shard {
 
     /// A device as its last durable state and the log behind it up to `upto` make it.
     async fn rebuilt(&self, id: &DeviceId, upto: Position) -> Result<Device, ShardError> {
-        // Before the state is read: a checkpoint that ends meanwhile makes the state newer, which does no harm, but
-        // not the log's part behind it longer.
-        let checkpoint = Position(self.checkpoint.load(Ordering::Acquire));
-        let mut device = self.stored(id).await?;
-        self.replay(&mut device, checkpoint, upto)?;
-        Ok(device)
+        loop {
+            // Before the state is read: a checkpoint that ends meanwhile makes the state newer, which does no harm,
+            // but not the log's part behind it longer.
+            let checkpoint = Position(self.checkpoint.load(Ordering::Acquire));
+            let mut device = self.stored(id).await?;
+            match self.replay(&mut device, checkpoint, upto) {
+                // A cut may have truncated what the checkpoint meanwhile holds: once more from that one.
+                Err(ShardError::Log(LogError::Truncated { .. }))
+                    if Position(self.checkpoint.load(Ordering::Acquire)) > checkpoint => {}
+                done => return done.map(|()| device),
+            }
+        }
     }
 
     /// The state of a device as parked or stored, without what the log holds behind it.
