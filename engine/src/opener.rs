@@ -121,23 +121,30 @@ impl Opener {
         metrics: &Arc<Metrics>,
     ) -> Result<Opened, CoreError> {
         let version = wanted.fingerprint();
-        let noted = state.counter(PROJECT).await?;
-        let own = noted.and_then(|version| (self.projects)(version)).unwrap_or_else(|| before.clone());
+        let own = self.noted(state, before).await?;
         if own.fingerprint() != version {
             self.finish(id, state, &own).await?;
         }
-        if noted != Some(version) {
+        if state.counter(PROJECT).await? != Some(version) {
             state.set_counter(PROJECT, version).await?;
         }
         let opened = self.shard(id, state, wanted, catalog, metrics).await?;
         if opened.runner.version() == version {
             return Ok(opened);
         }
-        // It was about to go over to yet another one when it ended.
+        // It was about to go over to yet another one when it ended. The replay may have noted that, so what follows
+        // is read from there.
         drop(opened);
-        self.finish(id, state, wanted).await?;
+        let own = self.noted(state, wanted).await?;
+        self.finish(id, state, &own).await?;
         state.set_counter(PROJECT, version).await?;
         self.shard(id, state, wanted, catalog, metrics).await
+    }
+
+    /// The version of the project that counts where a shard's state stands.
+    async fn noted(&self, state: &StateStore, otherwise: &Arc<Project>) -> Result<Arc<Project>, CoreError> {
+        let noted = state.counter(PROJECT).await?;
+        Ok(noted.and_then(|version| (self.projects)(version)).unwrap_or_else(|| otherwise.clone()))
     }
 
     /// Finishes everything that a shard's log holds: replay from `project` on, a barrier, files.
