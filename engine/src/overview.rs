@@ -2,7 +2,7 @@
 
 use arrow::datatypes::Schema;
 use serde::{Deserialize, Serialize};
-use sql::{Kind, PipelinePlan, Project, duration};
+use sql::{Kind, PipelinePlan, Project, StreamDecl, duration};
 
 /// A version of a project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub struct Overview {
 pub struct Table {
     /// Its name.
     pub name: String,
-    /// Changes with what engines act on; of a reference table, also with its rows.
+    /// Of a stream, changes with what takes a restart; of a reference table, with its columns and rows.
     pub version: String,
     /// Its columns.
     pub columns: Vec<Column>,
@@ -91,7 +91,11 @@ impl Overview {
                 .streams
                 .iter()
                 .map(|decl| {
-                    let alone = Project { streams: vec![decl.clone()], ..Project::empty() };
+                    // What devices and gateway stand on; lateness, retention and partition can change meanwhile.
+                    let StreamDecl { stream, at, .. } = decl.clone();
+                    let plain = Project::empty().streams.into_iter().next();
+                    let plain = plain.map(|plain| StreamDecl { stream, at, ..plain });
+                    let alone = Project { streams: plain.into_iter().collect(), ..Project::empty() };
                     let schema = storage::schema::stream_schema(&decl.stream);
                     let name = decl.stream.name.to_string();
                     Table { name, version: hex(alone.fingerprint()), columns: columns(&schema), rows: None }
@@ -178,12 +182,13 @@ pub fn changes(old: &Overview, new: &Overview) -> Vec<Change> {
     let mut note = |kind: &str, name: &str, fate, text: String| {
         all.push(Change { kind: kind.to_owned(), name: name.to_owned(), fate, text });
     };
-    // Without a stream's version nothing of it is kept in memory that could differ: its order among the others.
+    // Their order counts, too: logs and devices know a stream by its number.
     let streams = |of: &Overview| of.streams.iter().map(|s| (s.name.clone(), s.version.clone())).collect::<Vec<_>>();
     if streams(old) != streams(new) {
+        let mut alike = 0;
         for stream in &new.streams {
             match old.streams.iter().find(|before| before.name == stream.name) {
-                Some(before) if before.version == stream.version => {}
+                Some(before) if before.version == stream.version => alike += 1,
                 Some(_) => {
                     note("stream", &stream.name, Fate::Refused, "changed: takes a restart of the engine".to_owned())
                 }
@@ -192,6 +197,9 @@ pub fn changes(old: &Overview, new: &Overview) -> Vec<Change> {
         }
         for stream in old.streams.iter().filter(|before| new.streams.iter().all(|s| s.name != before.name)) {
             note("stream", &stream.name, Fate::Refused, "gone: takes a restart of the engine".to_owned());
+        }
+        if let (true, Some(first)) = (alike == old.streams.len() && alike == new.streams.len(), new.streams.first()) {
+            note("stream", &first.name, Fate::Refused, "in another order: takes a restart of the engine".to_owned());
         }
     }
     for table in &new.tables {
@@ -257,5 +265,11 @@ mod tests {
         );
         let more = stream.replace("t DOUBLE", "t DOUBLE, u DOUBLE");
         assert_eq!(fates(&format!("{more}{a}{b}"))[0], of("telemetry", Fate::Refused));
+        // What neither devices nor gateway stand on is taken over.
+        let day = stream.replace(");", ") WITH (partition = 'day');");
+        assert_eq!(fates(&format!("{day}{a}{b}")), [of("a", Fate::Kept), of("b", Fate::Kept)]);
+        let (x, y) = ("CREATE STREAM x () WITH (schema = 2);", "CREATE STREAM y () WITH (schema = 3);");
+        let moved = changes(&overview(&format!("{x}{y}")), &overview(&format!("{y}{x}")));
+        assert_eq!((moved.len(), moved[0].fate), (1, Fate::Refused));
     }
 }
