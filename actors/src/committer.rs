@@ -11,12 +11,13 @@
 //! All work is done by [`Committer::step`], which never waits: the thread ([`Committer::run`]) waits between steps,
 //! and a simulation steps it by itself.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use device::entry::{Entry, LogBody, LogRecord};
+use device::entry::{Entry, LogBody, LogRecord, Partial};
 use device::id::ShardId;
 use device::seq::{Barrier, Position};
 use device::time::Timestamp;
@@ -40,6 +41,9 @@ pub struct BarrierPolicy {
     pub cut_every: Duration,
     /// A cut when this many bytes of log came since the last one.
     pub cut_bytes: u64,
+    /// Checkpoints go on for so long after the last record, and after the start: that devices have fallen silent
+    /// is to be seen in the log, too.
+    pub settle: Duration,
 }
 
 /// Where a shard's log stands when its committer starts.
@@ -65,12 +69,13 @@ struct Queue {
     replies: Vec<(Reply, Outcome)>,
     credits: Vec<Credit>,
     barriers: Vec<BarrierRequest>,
+    partials: Vec<(Partial, Arc<AtomicBool>)>,
     stop: bool,
 }
 
 impl Queue {
     fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.replies.is_empty() && self.barriers.is_empty()
+        self.entries.is_empty() && self.replies.is_empty() && self.barriers.is_empty() && self.partials.is_empty()
     }
 }
 
@@ -125,6 +130,7 @@ impl Committer {
                 replies: Vec::new(),
                 credits: Vec::new(),
                 barriers: Vec::new(),
+                partials: Vec::new(),
                 stop: false,
             }),
             wake: Condvar::new(),
@@ -163,6 +169,14 @@ impl Committer {
             self.wake.notify_one();
         }
         position
+    }
+
+    /// Adds what a shard contributes to a pipeline; true once it is durable.
+    pub fn push_partial(&self, partial: Partial) -> Arc<AtomicBool> {
+        let durable = Arc::new(AtomicBool::new(false));
+        self.queue.lock().partials.push((partial, durable.clone()));
+        self.wake.notify_one();
+        durable
     }
 
     /// Replies when everything pushed before is durable.
@@ -239,6 +253,10 @@ impl Committer {
 
     /// The next record to append, or what to do instead.
     fn next(&self, progress: &mut Progress, work: &Work) -> Result<Pending, Step> {
+        if let Some((position, partial, durable)) = progress.partials_next.pop_front() {
+            let record = LogRecord { time: progress.time, body: LogBody::Partial(partial) };
+            return Ok(Pending::new(position, record, Then::Partial(durable), progress));
+        }
         if let Some((position, cut, requests)) = progress.barrier_next.take() {
             return Ok(self.barrier_record(position, cut, requests, progress, work));
         }
@@ -252,6 +270,7 @@ impl Committer {
         };
         progress.time = progress.time.max((work.clock)());
         let (switching, others) = taken.requests.into_iter().partition(|request| request.switch.is_some());
+        progress.partials_next = taken.partials;
         progress.barrier_next = taken.barrier.map(|(position, cut)| (position, cut, others));
         progress.switch_next = taken.switch.map(|(position, project)| (position, project, switching));
         let Some(position) = taken.batch else {
@@ -294,6 +313,11 @@ impl Committer {
         if batch.is_some() {
             queue.next = queue.next.next();
         }
+        let mut partials = VecDeque::with_capacity(queue.partials.len());
+        for (partial, durable) in std::mem::take(&mut queue.partials) {
+            partials.push_back((queue.next, partial, durable));
+            queue.next = queue.next.next();
+        }
         let requests = std::mem::take(&mut queue.barriers);
         // Rows that come with this very batch make a cut worth while too.
         let barrier = (due.is_some() || asked).then(|| {
@@ -312,6 +336,7 @@ impl Committer {
             entries,
             replies: take_all(&mut queue.replies),
             credits: take_all(&mut queue.credits),
+            partials,
             barrier,
             switch,
             requests,
@@ -366,6 +391,7 @@ impl Committer {
         self.durable.store(position.0, Ordering::Release);
         let going = match then {
             Then::Batch { replies, credits } => {
+                progress.last_batch = Instant::now();
                 progress.fresh = true;
                 progress.uncut = true;
                 add(&work.metrics.commits, 1);
@@ -378,6 +404,12 @@ impl Committer {
                 }
                 let hold = Some(Box::new(credits) as Box<dyn std::any::Any + Send>);
                 (work.consumer)(Durable { position, record, hold })
+            }
+            Then::Partial(durable) => {
+                progress.fresh = true;
+                progress.uncut = true;
+                durable.store(true, Ordering::Release);
+                (work.consumer)(Durable { position, record, hold: None })
             }
             Then::Barrier { cut, requests } => {
                 progress.passed(cut);
@@ -426,6 +458,7 @@ struct Taken {
     entries: Vec<Entry>,
     replies: Vec<(Reply, Outcome)>,
     credits: Vec<Credit>,
+    partials: VecDeque<(Position, Partial, Arc<AtomicBool>)>,
     barrier: Option<(Position, bool)>,
     switch: Option<(Position, u64)>,
     requests: Vec<BarrierRequest>,
@@ -444,6 +477,7 @@ struct Pending {
 /// What follows when a record is durable.
 enum Then {
     Batch { replies: Vec<(Reply, Outcome)>, credits: Vec<Credit> },
+    Partial(Arc<AtomicBool>),
     Barrier { cut: bool, requests: Vec<BarrierRequest> },
 }
 
@@ -460,6 +494,7 @@ impl Pending {
 pub struct Progress {
     barrier: Barrier,
     time: Timestamp,
+    last_batch: Instant,
     last_barrier: Instant,
     last_cut: Instant,
     bytes_since_cut: u64,
@@ -472,7 +507,9 @@ pub struct Progress {
     buffer: Vec<u8>,
     /// Being appended.
     pending: Option<Pending>,
-    /// To be appended next: position, whether it cuts, and who asked for it.
+    /// To be appended next, in this order: position, contribution, and what becomes true.
+    partials_next: VecDeque<(Position, Partial, Arc<AtomicBool>)>,
+    /// To be appended behind those: position, whether it cuts, and who asked for it.
     barrier_next: Option<(Position, bool, Vec<BarrierRequest>)>,
     /// Right behind that: position, the project it names, and who asked for it.
     switch_next: Option<(Position, u64, Vec<BarrierRequest>)>,
@@ -492,6 +529,7 @@ impl Progress {
         Self {
             barrier: start.barrier,
             time: start.time,
+            last_batch: Instant::now(),
             last_barrier: Instant::now(),
             last_cut: Instant::now(),
             bytes_since_cut: 0,
@@ -500,6 +538,7 @@ impl Progress {
             cut_hour: start.time.0.div_euclid(HOUR),
             buffer: Vec::new(),
             pending: None,
+            partials_next: VecDeque::new(),
             barrier_next: None,
             switch_next: None,
             project: None,
@@ -515,12 +554,17 @@ impl Progress {
         {
             return Some(true);
         }
-        (self.fresh && self.last_barrier.elapsed() >= policy.checkpoint_every).then_some(false)
+        let wanted = self.fresh || self.settling(policy);
+        (wanted && self.last_barrier.elapsed() >= policy.checkpoint_every).then_some(false)
+    }
+
+    fn settling(&self, policy: &BarrierPolicy) -> bool {
+        self.last_batch.elapsed() < policy.settle
     }
 
     fn wait(&self, policy: &BarrierPolicy) -> Duration {
         let mut wait = Duration::from_secs(10);
-        if self.fresh {
+        if self.fresh || self.settling(policy) {
             wait = wait.min(policy.checkpoint_every.saturating_sub(self.last_barrier.elapsed()));
         }
         if self.uncut {

@@ -105,6 +105,7 @@ impl World {
             consumer: Box::new(|_| true),
             clock,
             policy: BarrierPolicy {
+                settle: Duration::ZERO,
                 checkpoint_every: Duration::from_secs(3600),
                 cut_every: Duration::from_secs(3600),
                 cut_bytes: u64::MAX,

@@ -20,7 +20,7 @@ use device::seq::Barrier;
 use parking_lot::RwLock;
 use pipelines::runner::{LogEnd, RunnerError, Status};
 use serde::{Deserialize, Serialize};
-use sql::Project;
+use sql::{PipelinePlan, Project};
 use storage::layout;
 use storage::lock::DataLock;
 use storage::log::{RaftLog, RaftLogOptions, ShardLog};
@@ -34,6 +34,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::opener::{Opened, Opener};
+use crate::peers;
 use crate::project::{Loaded, ProjectError, Registry};
 
 /// Why the data plane does not start, or had to stop.
@@ -110,6 +111,9 @@ struct NodeFile {
     shards: u16,
 }
 
+/// Barriers go on for so long after the last record: until every device that has fallen silent counts as such.
+const SETTLE: Duration = Duration::from_nanos(pipelines::IDLE as u64 * 3 / 2);
+
 /// Version of the data directory as a whole.
 const FORMAT: u32 = 1;
 
@@ -133,6 +137,7 @@ impl Core {
             states.push(Arc::new(StateStore::open(&store, ShardId(shard)).await?));
         }
         let registry = Arc::new(Registry::new(project_file(&root)));
+        let peers = Arc::new(peers::Local::default());
         let opener = Opener {
             projects: {
                 let registry = registry.clone();
@@ -144,6 +149,8 @@ impl Core {
             random: Arc::new(rand::random::<u64>),
             downlink,
             passivate_after: config.node.passivate_after,
+            shards,
+            peers: peers.clone(),
         };
 
         let project = registry.keep(&loaded)?;
@@ -174,6 +181,7 @@ impl Core {
             threads.extend(spawn(id, shard, work, &fatal_sender));
         }
         registry.settle(&loaded)?;
+        peers.open(&opened);
         let admission = Admission::new(config.limits.in_flight as usize);
         let node = Node::start(opened, admission, metrics.clone())
             .await
@@ -209,8 +217,17 @@ impl Core {
         }
     }
 
-    /// A barrier in every shard; returns when all files up to it are visible.
+    /// A barrier in every shard; returns when all files up to it are visible. What shards give each other at a barrier is
+    /// in windows only at the next one: there are as many as it takes.
     pub async fn flush(&self) -> Result<Vec<Barrier>, CoreError> {
+        let mut barriers = self.flush_once().await?;
+        for _ in 0..self.project().depth(PipelinePlan::is_shared) {
+            barriers = self.flush_once().await?;
+        }
+        Ok(barriers)
+    }
+
+    async fn flush_once(&self) -> Result<Vec<Barrier>, CoreError> {
         let stopped = || CoreError::Other("the engine is stopping; nothing was flushed".to_owned());
         let mut barriers = Vec::new();
         for (receiver, status) in self.node.barrier(true).into_iter().zip(&self.statuses) {
@@ -385,6 +402,7 @@ fn work(
             checkpoint_every: config.durability.checkpoint_every,
             cut_every: config.durability.cut_every,
             cut_bytes: config.durability.cut_bytes,
+            settle: SETTLE,
         },
         catalog,
         metrics: metrics.clone(),

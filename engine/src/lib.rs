@@ -4,7 +4,7 @@
 //! - [`cli`]: the sub-commands of `weir`.
 //! - [`config`], [`limits`], [`clock`]: settings, bounds, and the only reader of the wall clock.
 //! - [`core`]: the data plane (log, state, devices, pipelines, tables) without listeners. [`opener`]: how one shard of
-//!   it is recovered.
+//!   it is recovered. [`peers`]: what shards send each other.
 //! - [`engine`]: the data plane with listeners in front of it.
 //! - [`gateway`]: MQTT. [`bus`]: live messages, the only file that knows rumqttd.
 //! - [`ledger`]: counters that add up.
@@ -27,6 +27,7 @@ pub mod ledger;
 pub mod limits;
 pub mod opener;
 pub mod overview;
+pub mod peers;
 pub mod project;
 pub mod query;
 pub mod simulate;

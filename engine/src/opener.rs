@@ -16,7 +16,7 @@ use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
 use device::seq::{Barrier, Position};
 use futures::future::BoxFuture;
-use pipelines::runner::{DeviceStates, LogEnd, PROJECT, Parts as RunnerParts, Projects, Runner, Status};
+use pipelines::runner::{DeviceStates, LogEnd, PROJECT, Parts as RunnerParts, Peers, Projects, Runner, Status};
 use sql::Project;
 use storage::log::ShardLog;
 use storage::state::StateStore;
@@ -41,6 +41,10 @@ pub struct Opener {
     pub passivate_after: Duration,
     /// Versions of the pipeline project that logs and states may name.
     pub projects: Projects,
+    /// How many shards there are.
+    pub shards: u16,
+    /// The way from one to another.
+    pub peers: Arc<dyn Peers>,
 }
 
 /// A shard that is open and does not run yet.
@@ -100,6 +104,8 @@ impl Opener {
             projects: self.projects.clone(),
             catalog: catalog.clone(),
             devices: Box::new(ShardStates { shard: shard.clone(), last: None }),
+            shards: self.shards,
+            peers: self.peers.clone(),
             status: status.clone(),
         };
         let failed = |source| CoreError::Runner { shard: id, source };

@@ -13,14 +13,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt32Array};
+use arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array};
 use arrow::compute;
 use arrow::datatypes::UInt32Type;
 use datafusion::common::HashMap;
 use datafusion::error::DataFusionError;
 use sql::Kind;
 
-use crate::aggregate::{Aggregates, DEVICE, Input, Table, evaluate};
+use crate::aggregate::{Aggregates, DEVICE, Input, Table, devices, evaluate, windows};
 use crate::operator::{Late, Operator};
 use crate::store::{Store, of_windows, split};
 use crate::watermark::Watermarks;
@@ -156,6 +156,15 @@ impl Operator for Aligned {
             empty => empty.insert(Table::of_windows(&self.aggregates)?),
         };
         table.update(&part)
+    }
+
+    fn merge(&mut self, states: RecordBatch, marks: &Watermarks) -> Result<(), DataFusionError> {
+        let limits = self.limits;
+        let panes = windows(&states)?.values().iter().zip(devices(&states)?.values());
+        let open: BooleanArray =
+            panes.map(|(pane, id)| Some(!limits.closed(limits.last_of_pane(*pane), marks.frontier(*id)))).collect();
+        let states = compute::filter_record_batch(&states, &open)?;
+        self.store.append(&self.aggregates, Some(states))
     }
 
     fn close(&mut self, marks: &Watermarks, _: &mut Late) -> Result<Vec<RecordBatch>, DataFusionError> {

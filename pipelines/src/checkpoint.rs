@@ -24,6 +24,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::PipelineError;
+use crate::shared::Shared;
 use crate::watermark::Entry;
 
 const VERSION: u8 = 1;
@@ -46,6 +47,7 @@ pub(crate) struct Checkpoint {
     pub(crate) floor: i64,
     pub(crate) devices: Vec<Option<Entry>>,
     pub(crate) segments: Vec<(RecordBatch, Bytes)>,
+    pub(crate) shared: Option<Shared>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -54,6 +56,8 @@ struct Header {
     now: i64,
     floor: i64,
     sections: Vec<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shared: Option<Shared>,
 }
 
 /// One batch as an Arrow IPC stream, compressed with LZ4.
@@ -78,11 +82,12 @@ pub(crate) fn encode(
     (now, floor): (i64, i64),
     devices: &[Option<Entry>],
     segments: Vec<Bytes>,
+    shared: Option<Shared>,
 ) -> Result<Bytes, PipelineError> {
     let mut sections = vec![to_ipc(&device_batch(devices)?)?];
     sections.extend(segments);
     let lengths = sections.iter().map(|s| s.len() as u64).collect();
-    let header = Header { identity: identity.clone(), now, floor, sections: lengths };
+    let header = Header { identity: identity.clone(), now, floor, sections: lengths, shared };
     let header = serde_json::to_vec(&header).map_err(|e| PipelineError::state(e.to_string()))?;
     let length = u32::try_from(header.len()).map_err(|e| PipelineError::state(e.to_string()))?;
     let mut out = Vec::with_capacity(5 + header.len() + sections.iter().map(Bytes::len).sum::<usize>());
@@ -119,23 +124,23 @@ pub(crate) fn identity(bytes: &[u8]) -> Result<Identity, PipelineError> {
 
 /// Reads a state that was written for `expected`.
 pub(crate) fn decode(bytes: &[u8], expected: &Identity) -> Result<Checkpoint, PipelineError> {
-    let (header, rest) = header(bytes)?;
+    let (mut header, rest) = header(bytes)?;
     check(&header.identity, expected)?;
-    let (now, floor) = (header.now, header.floor);
+    let (now, floor, shared) = (header.now, header.floor, header.shared.take());
     let (devices, segments) = sections(header, rest)?;
     let segments = segments
         .into_iter()
         .map(|section| Ok((read(section)?, Bytes::copy_from_slice(section))))
         .collect::<Result<Vec<_>, PipelineError>>()?;
-    Ok(Checkpoint { now, floor, devices: read_devices(&read(devices)?)?, segments })
+    Ok(Checkpoint { now, floor, devices: read_devices(&read(devices)?)?, segments, shared })
 }
 
 /// How far devices had come by a state, whatever it was written for: without segments.
 pub(crate) fn progress(bytes: &[u8]) -> Result<Checkpoint, PipelineError> {
-    let (header, rest) = header(bytes)?;
-    let (now, floor) = (header.now, header.floor);
+    let (mut header, rest) = header(bytes)?;
+    let (now, floor, shared) = (header.now, header.floor, header.shared.take());
     let (devices, _) = sections(header, rest)?;
-    Ok(Checkpoint { now, floor, devices: read_devices(&read(devices)?)?, segments: Vec::new() })
+    Ok(Checkpoint { now, floor, devices: read_devices(&read(devices)?)?, segments: Vec::new(), shared })
 }
 
 fn read(section: &[u8]) -> Result<RecordBatch, PipelineError> {
@@ -217,7 +222,7 @@ mod tests {
         let rows = Int64Array::from(vec![1, 2, 3]);
         let rows = RecordBatch::try_from_iter([("c0", Arc::new(rows) as arrow::array::ArrayRef)]).unwrap();
         let segment = to_ipc(&rows).unwrap();
-        encode(&identity(), (5, i64::MIN), &[entry("a"), None, entry("ü")], vec![segment]).unwrap()
+        encode(&identity(), (5, i64::MIN), &[entry("a"), None, entry("ü")], vec![segment], None).unwrap()
     }
 
     #[test]

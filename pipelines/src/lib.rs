@@ -11,6 +11,7 @@
 //!   `digest.rs` its own accumulator for percentiles,
 //!   `store.rs` the states of windows that are still open;
 //! * `watermark.rs`, `window.rs`: pure decisions: how far a device is, what is due, closed or late;
+//! * `shared.rs`: groups with rows of many devices, and so of many shards; `merge.rs` brings them together;
 //! * `checkpoint.rs`: the bytes of a state.
 //!
 //! * [`runner`]: the consumer of a shard's log: feeds tables and pipelines, checkpoints, cuts files;
@@ -28,10 +29,12 @@ mod checkpoint;
 mod digest;
 mod error;
 mod lookup;
+mod merge;
 mod operator;
 mod pipeline;
 mod plan;
 mod sessions;
+mod shared;
 mod stage;
 mod store;
 #[cfg(test)]
@@ -41,4 +44,5 @@ mod window;
 
 pub use error::PipelineError;
 pub use pipeline::{Closed, LATE, LateRow, Pipeline, Stats};
+pub use shared::{IDLE, owner};
 pub use watermark::{HOLD, SLACK};

@@ -24,6 +24,10 @@ pub(crate) trait Operator: Send {
     /// Aggregates rows; those that cannot count any more go to `late` instead, now or at the barrier.
     fn update(&mut self, input: &Input, marks: &Watermarks, late: &mut Late) -> Result<(), DataFusionError>;
 
+    /// Takes states that another operator for the same windows gave, before `marks` advance. What cannot count any more
+    /// is left out; rows of sessions that come late are counted at the barrier.
+    fn merge(&mut self, states: RecordBatch, marks: &Watermarks) -> Result<(), DataFusionError>;
+
     /// At a barrier, after `marks` advanced: the groups of windows that close now. Everything else goes to the store.
     fn close(&mut self, marks: &Watermarks, late: &mut Late) -> Result<Vec<RecordBatch>, DataFusionError>;
 

@@ -9,17 +9,19 @@
 //! checkpoint and replay. A row on which an expression fails (a division by zero) is no such error: it is counted
 //! with its reason in [`Closed::late`], and the others go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray, UInt32Array,
+};
 use arrow::compute;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampNanosecondType, UInt32Type};
 use bytes::Bytes;
 use datafusion::DATAFUSION_VERSION;
 use datafusion::error::DataFusionError;
 use device::time::Timestamp;
-use sql::PipelinePlan;
+use sql::{Kind, PipelinePlan};
 
 use crate::aggregate::{self, Input};
 use crate::checkpoint::{self, Identity};
@@ -27,6 +29,7 @@ pub(crate) use crate::error::PipelineError;
 use crate::lookup::{self, Lookup};
 use crate::operator::{self, Late, Operator};
 use crate::plan::{Cut, Windowed, cut};
+use crate::shared::{Local, Shared};
 use crate::stage::Stage;
 use crate::store::Store;
 use crate::watermark::{Entry, KEEP, Watermarks};
@@ -88,8 +91,11 @@ pub struct Stats {
 pub struct Pipeline {
     name: String,
     lookups: Vec<Lookup>,
-    /// The columns of the stream, then those that lookups add.
+    /// The columns of the source, then those that lookups add.
     source: SchemaRef,
+    /// Which of them hold the time and the device.
+    time: String,
+    device: Option<String>,
     output: SchemaRef,
     identity: Identity,
     query: Query,
@@ -98,6 +104,8 @@ pub struct Pipeline {
     pending_rows: usize,
     since_barrier: usize,
     failed: BTreeMap<(String, i64, String), u64>,
+    /// What the last barrier gave away.
+    contribution: Option<Bytes>,
     stats: Stats,
     /// [`GATHER`] and [`KEEP`], but for tests.
     pub(crate) gather: usize,
@@ -105,8 +113,19 @@ pub struct Pipeline {
 }
 
 enum Query {
-    Rows { stage: Stage, now: i64, done: Vec<RecordBatch> },
-    Windows { cut: Box<Windowed>, operator: Box<dyn Operator>, marks: Box<Watermarks>, late: Late },
+    Rows {
+        stage: Stage,
+        now: i64,
+        done: Vec<RecordBatch>,
+    },
+    Windows {
+        cut: Box<Windowed>,
+        operator: Box<dyn Operator>,
+        marks: Box<Watermarks>,
+        late: Late,
+        /// Groups have rows of many devices: what comes between two barriers is given away, see `shared.rs`.
+        shared: Option<Box<Local>>,
+    },
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -133,13 +152,16 @@ impl Pipeline {
             Cut::Rows(stage) => Query::Rows { stage, now: i64::MIN, done: Vec::new() },
             Cut::Windows(cut) => {
                 let operator = operator::new(&cut.aggregates, cut.windows)?;
-                Query::Windows { cut, operator, marks: Box::default(), late: Late::default() }
+                let shared = cut.device_at.is_none().then(|| Box::new(Local::new(i64::MIN)));
+                Query::Windows { cut, operator, marks: Box::default(), late: Late::default(), shared }
             }
         };
         Ok(Self {
             name: plan.name.clone(),
             lookups,
             source,
+            time: plan.reads.time.clone(),
+            device: plan.reads.device.clone(),
             output: Arc::clone(&plan.output),
             identity: Identity { shape, ..identity(plan) },
             query,
@@ -147,6 +169,7 @@ impl Pipeline {
             pending_rows: 0,
             since_barrier: 0,
             failed: BTreeMap::new(),
+            contribution: None,
             stats: Stats::default(),
             gather: GATHER,
             keep: KEEP,
@@ -167,7 +190,10 @@ impl Pipeline {
         let state = checkpoint::decode(state, &this.identity)?;
         match &mut this.query {
             Query::Rows { now, .. } => *now = state.now,
-            Query::Windows { operator, marks, .. } => {
+            Query::Windows { operator, marks, shared, .. } => {
+                if let (Some(own), Some(Shared::Local(local))) = (shared, state.shared) {
+                    **own = local;
+                }
                 **marks = Watermarks::restore(state.devices, state.floor, state.now);
                 let segments = state.segments;
                 #[cfg(feature = "planted")]
@@ -189,6 +215,16 @@ impl Pipeline {
         let before = checkpoint::progress(state)?;
         match &mut this.query {
             Query::Rows { now, .. } => *now = before.now,
+            Query::Windows { cut, marks, shared: Some(own), .. } => {
+                let newest = before.devices.iter().flatten().map(|entry| entry.newest).max();
+                let passed = newest.map_or(i64::MIN, |newest| cut.windows.frontier_after(newest.min(before.now)));
+                let since = match before.shared {
+                    Some(Shared::Local(local)) => local.since(),
+                    _ => i64::MIN,
+                };
+                **own = Local::new(since.max(passed));
+                **marks = Watermarks::restore(before.devices, before.floor, before.now);
+            }
             Query::Windows { cut, marks, .. } => {
                 let passed = before.devices.into_iter().map(|entry| {
                     let entry = entry?;
@@ -208,9 +244,18 @@ impl Pipeline {
 
     /// Takes rows of the source stream, in the order of the log.
     pub fn ingest(&mut self, batch: &RecordBatch) -> Result<(), PipelineError> {
+        self.ingest_at(batch, None)
+    }
+
+    /// Takes rows of the pipeline that is the source, which it gave at a barrier whose time is `now`.
+    pub fn ingest_result(&mut self, batch: &RecordBatch, now: Timestamp) -> Result<(), PipelineError> {
+        self.ingest_at(batch, Some(now.0))
+    }
+
+    fn ingest_at(&mut self, batch: &RecordBatch, now: Option<i64>) -> Result<(), PipelineError> {
         let rows = match self.lookups.as_slice() {
-            [] => self.gathered(batch)?,
-            lookups => self.gathered(&lookup::extend(batch, lookups)?)?,
+            [] => self.gathered(batch, now)?,
+            lookups => self.gathered(&lookup::extend(batch, lookups)?, now)?,
         };
         self.stats.rows += rows.num_rows() as u64;
         let mut at = 0;
@@ -237,7 +282,21 @@ impl Pipeline {
                 *at = now.0.max(*at);
                 closed.rows = std::mem::take(done);
             }
-            Query::Windows { cut, operator, marks, late } => {
+            Query::Windows { cut, operator, marks, late, shared: Some(local) } => {
+                marks.advance(now.0, cut.windows);
+                operator.close(&Watermarks::default(), late)?;
+                let states = operator.store_mut().take()?;
+                if let Some(report) = local.report(marks.slowest(), marks.now(), states.is_some()) {
+                    let segments = states.iter().map(checkpoint::to_ipc).collect::<Result<_, _>>()?;
+                    let shared = Some(Shared::Contribution(report));
+                    let (now, floor) = (marks.now(), marks.floor());
+                    self.contribution = Some(checkpoint::encode(&self.identity, (now, floor), &[], segments, shared)?);
+                }
+                if marks.crowded(self.keep) {
+                    marks.forget(self.keep, &BTreeSet::new());
+                }
+            }
+            Query::Windows { cut, operator, marks, late, shared: None } => {
                 marks.advance(now.0, cut.windows);
                 let groups = operator.close(marks, late)?;
                 // Rows are late by what held before this barrier.
@@ -278,23 +337,34 @@ impl Pipeline {
         Ok(closed)
     }
 
+    /// What the last barrier gave for groups that have rows of all shards. It is durable only with a checkpoint.
+    pub fn contribution(&mut self) -> Option<Bytes> {
+        self.contribution.take()
+    }
+
+    /// Whether groups have rows of all shards.
+    pub fn is_shared(&self) -> bool {
+        matches!(&self.query, Query::Windows { shared: Some(_), .. })
+    }
+
     /// The state, right after [`Pipeline::barrier`].
     pub fn checkpoint(&mut self) -> Result<Bytes, PipelineError> {
         if self.since_barrier > 0 {
             return Err(PipelineError::NotAtBarrier { rows: self.since_barrier });
         }
         match &mut self.query {
-            Query::Rows { now, .. } => checkpoint::encode(&self.identity, (*now, i64::MIN), &[], Vec::new()),
-            Query::Windows { operator, marks, .. } => {
+            Query::Rows { now, .. } => checkpoint::encode(&self.identity, (*now, i64::MIN), &[], Vec::new(), None),
+            Query::Windows { operator, marks, shared, .. } => {
                 let segments = operator.store_mut().encode()?;
-                checkpoint::encode(&self.identity, (marks.now(), marks.floor()), marks.entries(), segments)
+                let shared = shared.as_deref().cloned().map(Shared::Local);
+                checkpoint::encode(&self.identity, (marks.now(), marks.floor()), marks.entries(), segments, shared)
             }
         }
     }
 
     /// What windows that are still open would give if they closed now, as of the last barrier. Changes nothing.
     pub fn provisional(&mut self) -> Result<Vec<RecordBatch>, PipelineError> {
-        let Query::Windows { cut, operator, marks, .. } = &self.query else { return Ok(Vec::new()) };
+        let Query::Windows { cut, operator, marks, shared: None, .. } = &self.query else { return Ok(Vec::new()) };
         if operator.store().rows() == 0 {
             return Ok(Vec::new());
         }
@@ -320,8 +390,9 @@ impl Pipeline {
         }
     }
 
-    /// The gathered columns of a batch; takes note of devices and times on the way.
-    fn gathered(&mut self, batch: &RecordBatch) -> Result<RecordBatch, PipelineError> {
+    /// The gathered columns of a batch; takes note of devices and times on the way. `now`: when it came, unless each
+    /// row says so.
+    fn gathered(&mut self, batch: &RecordBatch, now: Option<i64>) -> Result<RecordBatch, PipelineError> {
         let columns = match &self.query {
             Query::Rows { stage, .. } => stage.columns(),
             Query::Windows { cut, .. } => cut.before.columns(),
@@ -335,17 +406,23 @@ impl Pipeline {
             fields.push(Arc::clone(expected));
         }
         let time = storage::schema::timestamp();
-        let ts = column(batch, "ts", &time)?;
+        let ts = column(batch, &self.time, &time)?;
         arrays.push(Arc::clone(ts));
         fields.push(Arc::new(Field::new("ts", time.clone(), false)));
-        let device = column(batch, "device", &DataType::Utf8)?;
+        let device = match &self.device {
+            Some(device) => compute::cast(of_any_type(batch, device)?, &DataType::Utf8)?,
+            None => Arc::new(StringArray::from_iter_values(std::iter::repeat_n("", batch.num_rows()))),
+        };
         match &mut self.query {
             Query::Rows { .. } => {
-                arrays.push(Arc::clone(device));
+                arrays.push(device);
                 fields.push(Arc::new(Field::new("device", DataType::Utf8, false)));
             }
             Query::Windows { marks, .. } => {
-                let ingest = column(batch, "ts_ingest", &time)?;
+                let ingest: ArrayRef = match now {
+                    Some(now) => Arc::new(TimestampNanosecondArray::from_value(now, batch.num_rows())),
+                    None => Arc::clone(column(batch, "ts_ingest", &time)?),
+                };
                 let rows = device.as_string::<i32>().iter();
                 let times = ts.as_primitive::<TimestampNanosecondType>().values().iter();
                 let ingest = ingest.as_primitive::<TimestampNanosecondType>().values();
@@ -395,6 +472,10 @@ impl Pipeline {
                 let devices = Arc::clone(batch.column(extra + 1));
                 let (rows, devices) = cut.before.run(rows, Some(devices))?;
                 let devices = devices.ok_or_else(|| DataFusionError::Internal("rows without devices".to_owned()))?;
+                let devices = match cut.device_at {
+                    Some(_) => devices,
+                    None => Arc::new(UInt32Array::from_value(0, devices.len())),
+                };
                 Ok(Evaluated::Input(Input::evaluate(&cut.aggregates, &rows, devices)?))
             }
         }
@@ -404,6 +485,12 @@ impl Pipeline {
         match (&mut self.query, evaluated) {
             (Query::Rows { done, .. }, Evaluated::Rows(batch)) if batch.num_rows() > 0 => {
                 done.push(RecordBatch::try_new(Arc::clone(&self.output), batch.columns().to_vec())?);
+            }
+            (Query::Windows { cut, operator, late, shared: Some(local), .. }, Evaluated::Input(input)) => {
+                if cut.windows.kind() != Kind::Session {
+                    local.count(input.windows.values());
+                }
+                operator.update(&input, &Watermarks::default(), late)?;
             }
             (Query::Windows { operator, marks, late, .. }, Evaluated::Input(input)) => {
                 operator.update(&input, marks, late)?;
@@ -460,6 +547,32 @@ fn identity(plan: &PipelinePlan) -> Identity {
     Identity { datafusion: DATAFUSION_VERSION.to_owned(), fingerprint: plan.fingerprint, shape: String::new() }
 }
 
+/// A windowed plan in its parts, and whose states they make.
+pub(crate) struct Parted {
+    pub(crate) cut: Box<Windowed>,
+    pub(crate) identity: Identity,
+}
+
+/// Takes a windowed plan apart. `source`: the columns that it reads.
+pub(crate) fn parted(plan: &PipelinePlan, source: &SchemaRef) -> Result<Parted, PipelineError> {
+    let lookups = plan.joins.iter().map(Lookup::new).collect::<Result<Vec<_>, _>>()?;
+    match cut(plan, &lookup::schema(source, &lookups)?)? {
+        Cut::Rows(_) => Err(PipelineError::unsupported("groups without a window")),
+        Cut::Windows(cut) => {
+            let identity = Identity { shape: cut.aggregates.shape()?, ..identity(plan) };
+            Ok(Parted { cut, identity })
+        }
+    }
+}
+
+fn of_any_type<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, PipelineError> {
+    batch.column_by_name(name).ok_or_else(|| PipelineError::Source {
+        column: name.to_owned(),
+        found: "missing".to_owned(),
+        expected: "a text".to_owned(),
+    })
+}
+
 fn column<'a>(batch: &'a RecordBatch, name: &str, expected: &DataType) -> Result<&'a ArrayRef, PipelineError> {
     let found = batch.column_by_name(name);
     found.filter(|c| c.data_type() == expected).ok_or_else(|| PipelineError::Source {
@@ -470,7 +583,7 @@ fn column<'a>(batch: &'a RecordBatch, name: &str, expected: &DataType) -> Result
 }
 
 /// From groups (keys as in a state row, then values) to rows of the result, sorted by device and window.
-fn finish(
+pub(crate) fn finish(
     cut: &Windowed,
     marks: &Watermarks,
     groups: Vec<RecordBatch>,
@@ -498,7 +611,7 @@ fn finish(
         let array: ArrayRef = if at == cut.window_at {
             let starts: &Int64Array = aggregate::windows(&groups)?;
             compute::cast(starts, field.data_type())?
-        } else if at == cut.device_at {
+        } else if Some(at) == cut.device_at {
             let ids = aggregate::devices(&groups)?.values().iter();
             let names = StringArray::from_iter_values(ids.map(|id| marks.name(*id).unwrap_or_default()));
             compute::cast(&names, field.data_type())?

@@ -46,7 +46,7 @@ pub(crate) struct Windowed {
     pub(crate) schema: SchemaRef,
     /// Where in it the window start stands, and the device.
     pub(crate) window_at: usize,
-    pub(crate) device_at: usize,
+    pub(crate) device_at: Option<usize>,
 }
 
 /// Plans and cuts.
@@ -70,19 +70,20 @@ pub(crate) fn cut(plan: &PipelinePlan, source: &SchemaRef) -> Result<Cut, Pipeli
         let at = group.expr().iter().zip(schema.fields()).position(|(_, field)| field.name() == name);
         at.ok_or_else(|| PipelineError::unsupported(format!("GROUP BY without {name}")))
     };
-    let (window_at, device_at) = (find(&window.group)?, find(&window.device)?);
+    let (window_at, device_at) = (find(&window.group)?, window.device.as_deref().map(find).transpose()?);
 
     let mut window_expr = None;
     let mut others = Vec::new();
     let mut other_fields = Vec::new();
     for (at, ((expr, _), field)) in group.expr().iter().zip(schema.fields()).enumerate() {
         if at == window_at {
-            if !is_window(expr, window.kind, raw.input(), source) {
-                return Err(PipelineError::unsupported("a window over another column than `ts`"));
+            if !is_window(expr, window.kind, raw.input(), source.index_of(&plan.reads.time).ok()) {
+                return Err(PipelineError::unsupported("a window over another column than that of the time"));
             }
             window_expr = Some(Arc::clone(expr));
-        } else if at == device_at {
-            if origin(expr, raw.input()) != source.index_of("device").ok().map(Origin::Column) {
+        } else if Some(at) == device_at {
+            let device = plan.reads.device.as_deref().and_then(|device| source.index_of(device).ok());
+            if device.is_none() || origin(expr, raw.input()) != device.map(Origin::Column) {
                 return Err(PipelineError::unsupported("a device that is computed"));
             }
         } else {
@@ -138,7 +139,7 @@ fn raw(plan: &Plan) -> Option<&AggregateExec> {
     matches!(below.mode().input_mode(), AggregateInputMode::Raw).then_some(below)
 }
 
-fn is_window(expr: &Arc<dyn PhysicalExpr>, kind: Kind, input: &Plan, source: &SchemaRef) -> bool {
+fn is_window(expr: &Arc<dyn PhysicalExpr>, kind: Kind, input: &Plan, time: Option<usize>) -> bool {
     let name = match kind {
         Kind::Tumble => "date_bin",
         Kind::Hop { .. } => "hop",
@@ -147,7 +148,7 @@ fn is_window(expr: &Arc<dyn PhysicalExpr>, kind: Kind, input: &Plan, source: &Sc
     match origin(expr, input) {
         Some(Origin::Computed(expr, column)) => {
             let function = expr.downcast_ref::<ScalarFunctionExpr>().map(|f| f.fun().name());
-            function == Some(name) && source.index_of("ts").ok() == Some(column)
+            function == Some(name) && time == Some(column)
         }
         _ => false,
     }

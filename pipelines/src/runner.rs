@@ -13,6 +13,7 @@
 //! A crash between any two steps repeats the later ones with the same rows under the same names.
 
 mod built;
+mod mail;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
@@ -38,10 +39,13 @@ use storage::store::Store;
 use thiserror::Error;
 use tokio::runtime::Handle;
 
-use self::built::{Built, build};
+use self::built::{Built, Running, Saved, build};
+pub use self::mail::Peers;
+use self::mail::{Mail, is_mail};
 pub use self::status::Status;
 
 use crate::PipelineError;
+use crate::merge::Merge;
 use crate::output;
 
 /// Rows gathered before they become a batch, unless nothing else comes.
@@ -106,6 +110,10 @@ pub trait DeviceStates: Send {
 /// Gives the version of the pipeline project with a fingerprint, if it is kept.
 pub type Projects = Arc<dyn Fn(u64) -> Option<Arc<sql::Project>> + Send + Sync>;
 
+/// The pieces of a pipeline's state: what it holds of its own shard, and what it has merged of all.
+const OWN: i64 = 0;
+const MERGED: i64 = 1;
+
 /// The counter of a shard's state that holds the fingerprint of the project that counts at its checkpoint.
 pub const PROJECT: &str = "project";
 
@@ -127,6 +135,10 @@ pub struct Parts {
     pub catalog: Arc<Catalog>,
     /// The device side.
     pub devices: Box<dyn DeviceStates>,
+    /// How many shards there are.
+    pub shards: u16,
+    /// Their logs.
+    pub peers: Arc<dyn Peers>,
     /// What others see of the runner.
     pub status: Arc<Status>,
 }
@@ -177,6 +189,7 @@ pub struct Runner {
     /// Raw rows since the last cut, by table.
     raw: BTreeMap<String, Vec<RecordBatch>>,
     dropped: Vec<String>,
+    mail: Mail,
     position: Position,
 }
 
@@ -193,9 +206,18 @@ impl Runner {
         let (checkpoint, checkpoint_barrier, checkpoint_time) = stored.checkpoint.unwrap_or_default();
         let (cut_barrier, cut) = stored.cut.map_or_else(Default::default, |done| (done.barrier, done.position));
         let recovered = Recovered { checkpoint, checkpoint_barrier, checkpoint_time, cut, cut_barrier };
-        let mut states: HashMap<String, Bytes> =
-            stored.pipelines.into_iter().filter_map(|part| Some((part.pipeline, part.state?))).collect();
-        let built = build(&parts, &parts.project, &mut states)?;
+        let (letters, pieces): (Vec<_>, Vec<_>) = stored.pipelines.into_iter().partition(is_mail);
+        let mut mail = Mail::load(letters.into_iter(), &stored.counters)?;
+        let mut states: HashMap<String, Saved> = HashMap::new();
+        for piece in pieces {
+            let saved = states.entry(piece.pipeline).or_default();
+            match piece.part {
+                MERGED => saved.merged = piece.state,
+                _ => saved.own = piece.state,
+            }
+        }
+        let mut built = build(&parts, &parts.project, &mut states)?;
+        mail.unpark(false, |partial| built.take(partial))?;
         let rows = RowBuilder::new(parts.catalog.clone());
         parts.status.live.start(cut_barrier);
         for row in parts.state.outbox(Barrier(u64::MAX)).await? {
@@ -213,6 +235,7 @@ impl Runner {
             recovered,
             raw: BTreeMap::new(),
             dropped: states.into_keys().collect(),
+            mail,
             position,
         })
     }
@@ -245,7 +268,7 @@ impl Runner {
                         end.barrier = end.barrier.max(*barrier);
                         end.uncut &= !*cut;
                     }
-                    LogBody::Batch(_) => end.uncut = true,
+                    LogBody::Batch(_) | LogBody::Partial(_) => end.uncut = true,
                 }
                 self.take(position, &record).await?;
             }
@@ -297,6 +320,15 @@ impl Runner {
                     self.seen();
                 }
             }
+            LogBody::Partial(partial) => {
+                self.position = position;
+                if position > self.recovered.checkpoint && !self.built.take(partial)? {
+                    self.mail.park(partial.clone());
+                }
+                if self.rows.rows() == 0 {
+                    self.seen();
+                }
+            }
             LogBody::Barrier { barrier, cut, catalog } => {
                 self.gather()?;
                 self.position = position;
@@ -328,7 +360,7 @@ impl Runner {
             }
             if self.position > self.recovered.checkpoint {
                 for at in self.built.by_source.get(&*table).into_iter().flatten() {
-                    if let Some(pipeline) = self.built.pipelines.get_mut(*at) {
+                    if let Some(Running { pipeline, .. }) = self.built.running.get_mut(*at) {
                         pipeline
                             .ingest(&batch)
                             .map_err(|source| RunnerError::Pipeline { name: pipeline.name().to_owned(), source })?;
@@ -373,12 +405,15 @@ impl Runner {
             return Ok(());
         };
         let mut states = HashMap::new();
-        for pipeline in &mut self.built.pipelines {
+        for Running { pipeline, merge, .. } in &mut self.built.running {
             let name = pipeline.name().to_owned();
-            let state = pipeline.checkpoint().map_err(|source| RunnerError::Pipeline { name: name.clone(), source })?;
-            states.insert(name, state);
+            let failed = |source| RunnerError::Pipeline { name: name.clone(), source };
+            let own = Some(pipeline.checkpoint().map_err(failed)?);
+            let merged = merge.as_mut().map(Merge::checkpoint).transpose().map_err(failed)?;
+            states.insert(name, Saved { own, merged });
         }
         self.built = build(&self.parts, &project, &mut states)?;
+        self.mail.unpark(true, |partial| self.built.take(partial))?;
         self.dropped.extend(states.into_keys());
         self.parts.project = project;
         self.version = version;
@@ -392,23 +427,43 @@ impl Runner {
 
     async fn checkpoint(&mut self, position: Position, now: Timestamp, barrier: Barrier) -> Result<(), RunnerError> {
         let mut outbox = Vec::new();
-        let mut states = Vec::with_capacity(self.built.pipelines.len());
+        let mut states = Vec::with_capacity(self.built.running.len());
         let mut groups = 0;
         let mut late = Vec::new();
-        for pipeline in &mut self.built.pipelines {
+        for at in 0..self.built.running.len() {
+            let Some(Running { pipeline, merge, feeds }) = self.built.running.get_mut(at) else { break };
             let name = pipeline.name().to_owned();
             let failed = |source| RunnerError::Pipeline { name: name.clone(), source };
-            let closed = pipeline.barrier(now).map_err(failed)?;
-            for batch in closed.rows {
-                if batch.num_rows() > 0 {
-                    outbox.push((name.clone(), batch));
-                }
+            let mut closed = pipeline.barrier(now).map_err(failed)?;
+            if let Some(state) = pipeline.contribution() {
+                self.mail.post(self.parts.shard, name.clone(), state);
             }
-            late.extend(closed.late.into_iter().map(|row| (name.clone(), row)));
-            let state = Some(pipeline.checkpoint().map_err(failed)?);
-            states.push(PipelinePart { pipeline: name.clone(), part: 0, state });
+            let own = Some(pipeline.checkpoint().map_err(failed)?);
+            states.push(PipelinePart { pipeline: name.clone(), part: OWN, state: own });
             groups += pipeline.stats().groups as u64;
+            let mut merged = None;
+            if let Some(merge) = merge {
+                let all = merge.barrier(now).map_err(failed)?;
+                closed.rows.extend(all.rows);
+                closed.late.extend(all.late);
+                merged = Some(merge.checkpoint().map_err(failed)?);
+                groups += merge.groups() as u64;
+            }
+            states.push(PipelinePart { pipeline: name.clone(), part: MERGED, state: merged });
+            late.extend(closed.late.into_iter().map(|row| (name.clone(), row)));
+            let feeds = feeds.clone();
+            for batch in closed.rows.into_iter().filter(|batch| batch.num_rows() > 0) {
+                for at in &feeds {
+                    let Some(Running { pipeline, .. }) = self.built.running.get_mut(*at) else { continue };
+                    pipeline
+                        .ingest_result(&batch, now)
+                        .map_err(|source| RunnerError::Pipeline { name: pipeline.name().to_owned(), source })?;
+                }
+                outbox.push((name.clone(), batch));
+            }
         }
+        let (letters, number) = self.mail.save();
+        states.extend(letters);
         self.parts.status.open_groups.store(groups, Ordering::Relaxed);
         if !late.is_empty() {
             let count: u64 = late.iter().map(|(_, row)| row.records).sum();
@@ -436,11 +491,11 @@ impl Runner {
             dropped_pipelines: self.dropped.clone(),
             outbox: outbox_rows,
             #[cfg(not(feature = "planted"))]
-            counters: vec![(PROJECT.to_owned(), self.version)],
+            counters: vec![(PROJECT.to_owned(), self.version), number],
             #[cfg(feature = "planted")]
             counters: match device::planted::is("version-not-noted") {
-                true => Vec::new(),
-                false => vec![(PROJECT.to_owned(), self.version)],
+                true => vec![number],
+                false => vec![(PROJECT.to_owned(), self.version), number],
             },
         };
         self.until_it_works("checkpoint", async |parts| {
@@ -448,6 +503,7 @@ impl Runner {
         })
         .await?;
         self.parts.devices.persisted(position);
+        self.mail.send(self.parts.shards, self.parts.peers.as_ref());
         #[cfg(feature = "planted")]
         if device::planted::is("truncate-at-checkpoint") {
             let _ = self.parts.log.truncate(self.parts.shard, position);

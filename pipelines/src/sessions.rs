@@ -173,6 +173,17 @@ impl Operator for Sessions {
         Ok(())
     }
 
+    fn merge(&mut self, states: RecordBatch, _: &Watermarks) -> Result<(), DataFusionError> {
+        let fresh = match &mut self.fresh {
+            Some(fresh) => fresh,
+            empty => empty.insert(Fresh::new(&self.aggregates)?),
+        };
+        fresh.table.merge(&self.aggregates, &states)?;
+        let (last, records) = ends(&states)?;
+        fresh.note(last.values().iter().copied().zip(records.values().iter().copied()));
+        Ok(())
+    }
+
     fn close(&mut self, marks: &Watermarks, late: &mut Late) -> Result<Vec<RecordBatch>, DataFusionError> {
         let mut all: Vec<RecordBatch> = self.store.batches().cloned().collect();
         let mut changed = false;

@@ -168,6 +168,13 @@ impl Store {
         Ok(())
     }
 
+    /// Takes everything out.
+    pub(crate) fn take(&mut self) -> Result<Option<RecordBatch>, DataFusionError> {
+        let rows: Vec<RecordBatch> = std::mem::take(&mut self.segments).into_iter().map(|s| s.rows).collect();
+        let Some(first) = rows.first() else { return Ok(None) };
+        Ok(Some(compute::concat_batches(&first.schema(), &rows)?))
+    }
+
     /// Puts these rows in the place of all others.
     pub(crate) fn replace(&mut self, rows: Option<RecordBatch>) -> Result<(), DataFusionError> {
         let rows = rows.filter(|rows| rows.num_rows() > 0);

@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use datafusion::common::HashMap;
 use device::time::SECOND;
 
+use crate::shared::IDLE;
 use crate::window::Windows;
 
 /// How much disorder within one device is expected: rows that arrive this much behind its newest are in time.
@@ -98,6 +99,30 @@ impl Watermarks {
         this.next = vec![0; entries.len()];
         this.entries = entries;
         this
+    }
+
+    /// Of one device, which is at `frontier`.
+    pub(crate) fn of_one(frontier: i64) -> Self {
+        let entry = Entry { name: "".into(), newest: i64::MIN, heard: i64::MIN, frontier };
+        Self::restore(vec![Some(entry)], i64::MIN, i64::MIN)
+    }
+
+    /// The one device is at `frontier` now.
+    pub(crate) fn raise(&mut self, frontier: i64) {
+        self.before = vec![self.frontier(0)];
+        if let Some(entry) = self.entries.iter_mut().flatten().next() {
+            entry.frontier = entry.frontier.max(frontier);
+            self.highest = self.highest.max(entry.frontier);
+        }
+    }
+
+    /// The watermark of the slowest device that others wait for, as of the last barrier: heard of within [`IDLE`], and
+    /// not further than that behind the first. `None`: there is none.
+    pub(crate) fn slowest(&self) -> Option<i64> {
+        let live = self.entries.iter().flatten().filter(|e| self.now.saturating_sub(e.heard) < IDLE);
+        let marks: Vec<i64> = live.map(|e| e.newest.saturating_sub(SLACK).min(self.now)).collect();
+        let first = marks.iter().copied().max()?;
+        marks.into_iter().filter(|mark| *mark >= first.saturating_sub(IDLE)).min()
     }
 
     /// Entries by number.

@@ -30,7 +30,7 @@ impl Windows {
     /// Windows of one size.
     #[cfg(test)]
     pub(crate) fn tumbling(size_ns: i64, lateness: i64) -> Self {
-        let window = Window { size_ns, kind: Kind::Tumble, group: "w".to_owned(), device: "device".to_owned() };
+        let window = Window { size_ns, kind: Kind::Tumble, group: "w".to_owned(), device: None };
         Self::new(&window, lateness).unwrap()
     }
 
@@ -99,8 +99,7 @@ mod tests {
     use super::*;
 
     fn windows(kind: Kind, size_ns: i64, lateness: i64) -> Option<Windows> {
-        let (group, device) = ("w".to_owned(), "device".to_owned());
-        Windows::new(&Window { size_ns, kind, group, device }, lateness)
+        Windows::new(&Window { size_ns, kind, group: "w".to_owned(), device: None }, lateness)
     }
 
     #[test]

@@ -11,11 +11,11 @@ use device::schema::DEFAULT_STREAM;
 use crate::diagnostic::{Diagnostic, Severity, Span, code};
 use crate::name;
 use crate::pipeline;
-use crate::project::{Project, StreamDecl, TableDecl};
+use crate::project::{PipelinePlan, Project, StreamDecl, TableDecl};
 use crate::session::session_state;
 use crate::source::SourceFile;
 use crate::statement::{self, Head};
-use crate::{stream, table};
+use crate::{order, rollup, stream, table};
 
 /// What a name stands for, for the pipelines that read it.
 pub(crate) enum Meaning {
@@ -23,8 +23,8 @@ pub(crate) enum Meaning {
     Stream(usize),
     /// Index in the reference tables.
     Table(usize),
-    /// A pipeline.
-    Pipeline,
+    /// Index in the pipelines; `None` if it has no plan, which was complained about, or is a rollup.
+    Pipeline(Option<usize>),
     /// A statement that could not be read, or that this version cannot run: complained about already.
     Unreadable,
 }
@@ -33,7 +33,18 @@ pub(crate) enum Meaning {
 pub(crate) struct Names {
     pub(crate) streams: Vec<StreamDecl>,
     pub(crate) tables: Vec<TableDecl>,
+    /// Those that are planned, each behind those that it reads.
+    pub(crate) pipelines: Vec<PipelinePlan>,
     pub(crate) meanings: HashMap<String, Meaning>,
+}
+
+impl Names {
+    /// The tables of a rollup that is planned.
+    pub(crate) fn of_rollup(&self, name: &str) -> Option<Vec<&str>> {
+        let own = |plan: &&PipelinePlan| rollup::is_table_of(&plan.name, name) && plan.name != name;
+        let tables: Vec<&str> = self.pipelines.iter().filter(own).map(|plan| &*plan.name).collect();
+        (!tables.is_empty()).then_some(tables)
+    }
 }
 
 /// Stack for planning: DataFusion walks an expression by recursion, and the longest one that is taken needs more than
@@ -56,7 +67,7 @@ pub fn check(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
 
 fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
     let mut found = Vec::new();
-    let mut names = Names { streams: Vec::new(), tables: Vec::new(), meanings: HashMap::new() };
+    let mut names = Names { streams: Vec::new(), tables: Vec::new(), pipelines: Vec::new(), meanings: HashMap::new() };
     let mut places: HashMap<String, (&str, Span)> = HashMap::new();
     let mut pipelines = Vec::new();
     let mut order: Vec<&SourceFile> = files.iter().collect();
@@ -91,7 +102,7 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
                 }
                 Head::Pipeline(head) => {
                     pipelines.push((file, ident, head));
-                    Meaning::Pipeline
+                    Meaning::Pipeline(None)
                 }
                 Head::Unreadable => Meaning::Unreadable,
             };
@@ -107,13 +118,16 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
         names.streams.push(StreamDecl::undeclared((!taken).then_some(1)));
     }
     let state = session_state();
-    let mut plans = Vec::new();
-    for (file, ident, head) in pipelines {
+    for (file, ident, head) in order::sorted(pipelines, &mut found) {
         let own = pipeline::check(&state, &file.name, &ident, &head, &names, &mut found);
-        for plan in own.iter().filter(|plan| plan.name != name::normal(&ident)) {
-            tables_of_rollup(file, &ident, &plan.name, &mut places, &mut found);
+        let name = name::normal(&ident);
+        for plan in own {
+            if plan.name != name {
+                tables_of_rollup(file, &ident, &plan.name, &mut places, &mut found);
+            }
+            names.meanings.insert(plan.name.clone(), Meaning::Pipeline(Some(names.pipelines.len())));
+            names.pipelines.push(plan);
         }
-        plans.extend(own);
     }
 
     found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
@@ -126,7 +140,7 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
     if let Some(at) = streams.iter().position(|s| &*s.stream.name == DEFAULT_STREAM) {
         streams.swap(0, at);
     }
-    Ok(Project { streams, tables: names.tables, pipelines: plans, warnings: found })
+    Ok(Project { streams, tables: names.tables, pipelines: names.pipelines, warnings: found })
 }
 
 /// The tables of a rollup have names that nobody wrote.

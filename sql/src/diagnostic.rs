@@ -184,7 +184,6 @@ pub mod code {
     /// A query inside the query.
     pub const SUBQUERY: &str = "W0307";
     /// Groups without the device.
-    pub const NO_DEVICE: &str = "W0308";
     /// A form of `GROUP BY` that pipelines do not have.
     pub const GROUPING: &str = "W0309";
     /// A query that can never give a row.

@@ -33,8 +33,14 @@ impl Clause {
 pub(crate) struct Scope<'a> {
     pub(crate) file: &'a str,
     pub(crate) state: &'a SessionState,
-    /// Name of the stream.
+    /// Name of the stream, or of the pipeline in its place.
     pub(crate) table: &'a str,
+    /// Whether it is a pipeline.
+    pub(crate) pipeline: bool,
+    /// Its column with the time of a row.
+    pub(crate) time: &'a str,
+    /// Its column with the device.
+    pub(crate) device: Option<&'a str>,
     /// The name its columns may be qualified with.
     pub(crate) alias: &'a str,
     pub(crate) columns: &'a [String],
@@ -42,6 +48,18 @@ pub(crate) struct Scope<'a> {
     pub(crate) outputs: &'a [String],
     /// Whether the query groups or aggregates.
     pub(crate) grouped: bool,
+}
+
+impl Scope<'_> {
+    /// A unit of time in which windows over the source make sense, for examples.
+    pub(crate) fn longer(&self) -> &'static str {
+        if self.pipeline { "hour" } else { "minute" }
+    }
+
+    /// What the source consists of.
+    pub(crate) fn row(&self) -> &'static str {
+        if self.pipeline { "the row" } else { "the record" }
+    }
 }
 
 /// Complains about everything in `expr` that cannot be.
@@ -159,7 +177,10 @@ impl Walk<'_, '_> {
             known.extend(scope.outputs.iter().map(String::as_str));
         }
         let help = match column.as_str() {
-            "window_start" => "write tumble(ts, INTERVAL '1 minute') AS window_start in SELECT".to_owned(),
+            "ts" => format!("the time of its rows is `{}`", scope.time),
+            "window_start" if scope.time == "ts" => {
+                "write tumble(ts, INTERVAL '1 minute') AS window_start in SELECT".to_owned()
+            }
             "window_end" => "write window_end()".to_owned(),
             _ => name::did_you_mean(&column, known).unwrap_or_else(|| match ident.quote_style {
                 Some('"') => format!("if it is a text, write it in single quotes: '{column}'"),
@@ -170,7 +191,8 @@ impl Walk<'_, '_> {
     }
 
     fn known_columns(&self) -> String {
-        let system = storage::schema::SYSTEM_COLUMNS.len();
+        // The result of a pipeline has none but its own.
+        let system = if self.scope.pipeline { 0 } else { storage::schema::SYSTEM_COLUMNS.len() };
         let fields: Vec<&str> = self.scope.columns.iter().skip(system).map(String::as_str).collect();
         match fields.as_slice() {
             [] => format!("declare it: CREATE STREAM {} (.. DOUBLE)", self.scope.table),
@@ -250,6 +272,12 @@ impl Walk<'_, '_> {
                 (code::BAD_WINDOW, message, "use it in SELECT or HAVING, outside of aggregates".to_owned())
             }
             Sort::Window | Sort::WindowEnd => return,
+            Sort::Now if !self.scope.columns.iter().any(|c| c == "ts_ingest") => {
+                let message =
+                    format!("{name}() is the time a record was received, which rows of a pipeline do not have");
+                let help = format!("use `{}`, or add max(ts_ingest) to the pipeline that is read", self.scope.time);
+                (code::VOLATILE, message, help)
+            }
             Sort::Now if after_window => {
                 let message = format!("{name}() is the time a record was received; a group has no such time");
                 (code::VOLATILE, message, "use max(ts_ingest), or window_end()".to_owned())

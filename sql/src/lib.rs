@@ -9,7 +9,7 @@
 //! * `stream` and `table` turn a declaration into columns; `pipeline` turns a query into a plan, through `shape` (what a
 //!   query over an endless stream may not do), `join` (what it looks up in reference tables), `name` (columns and functions that exist), `window` (which part of
 //!   `GROUP BY` is the window; `marker` has functions for those that DataFusion lacks), `plan` (DataFusion) and `output` (what the table will hold).
-//! * `rollup` makes several pipelines of one.
+//! * `rollup` makes several pipelines of one; `order` puts each behind those that it reads.
 //! * `bounds` says how long a query may be.
 //! * `check` brings the statements of all files together into a [`Project`], or all their [`Diagnostic`]s.
 //! * `session` is the DataFusion configuration that checking and running share.
@@ -29,6 +29,7 @@ mod join;
 mod marker;
 mod name;
 mod option;
+mod order;
 mod output;
 mod pipeline;
 mod plan;
@@ -50,7 +51,9 @@ pub use bounds::too_long;
 pub use check::check;
 pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
 pub use interval::shown as duration;
-pub use project::{DEFAULT_LATENESS_NS, Granularity, Join, Kind, PipelinePlan, Project, StreamDecl, TableDecl, Window};
+pub use project::{
+    DEFAULT_LATENESS_NS, Granularity, Join, Kind, PipelinePlan, Project, Reads, StreamDecl, TableDecl, Window,
+};
 pub use reference::read_tables;
 pub use render::{render_all, render_json};
 pub use session::{session, session_state, session_state_for};

@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::ast::{Expr, Select, SelectItem, SelectItemQualif
 use crate::diagnostic::{Diagnostic, Span, code};
 use crate::expression::Scope;
 use crate::stream::PARTITION_COLUMNS;
-use crate::window::{self, Call, item_expr};
+use crate::window::{self, Groups, item_expr};
 use crate::{function, name};
 
 /// Aggregates and functions whose result has the unit of their first argument.
@@ -71,7 +71,9 @@ pub(crate) fn aliases(select: &Select) -> Vec<String> {
 }
 
 /// Complains about output columns as they are written: names, and for windows what must be there.
-pub(crate) fn check_items(scope: &Scope<'_>, select: &Select, window: Option<&Call>, found: &mut Vec<Diagnostic>) {
+pub(crate) fn check_items(scope: &Scope<'_>, select: &Select, groups: &Groups, found: &mut Vec<Diagnostic>) {
+    let window = groups.window.as_ref();
+    let by_device = scope.device.filter(|_| groups.by_device);
     let file = scope.file;
     let mut names: HashMap<String, Span> = HashMap::new();
     for item in &select.projection {
@@ -114,9 +116,10 @@ pub(crate) fn check_items(scope: &Scope<'_>, select: &Select, window: Option<&Ca
         let help = format!("add {}(ts, ..) AS window_start to SELECT: files are partitioned by it", window.name());
         found.push(Diagnostic::error(code::OUTPUT_MISSING, file, at, message).help(help));
     }
-    if !has(&|e| window::column(scope, e).is_some_and(|c| c == "device")) {
-        let message = "`device` is not in the output";
-        let help = "add device to SELECT: rows are sorted by it";
+    let Some(device) = by_device else { return };
+    if !has(&|e| window::column(scope, e).is_some_and(|c| c == device)) {
+        let message = format!("`{device}` is not in the output");
+        let help = format!("add {device} to SELECT: rows are sorted by it");
         found.push(Diagnostic::error(code::OUTPUT_MISSING, file, at, message).help(help));
     }
 }
@@ -209,18 +212,18 @@ pub(crate) fn read(
         }
         let expr = exprs.get(index);
         let column = expr.and_then(column_of);
-        if time.is_none() && column.is_some_and(|c| c == group.unwrap_or("ts")) {
+        if time.is_none() && column.is_some_and(|c| c == group.unwrap_or(scope.time)) {
             time = Some(name.clone());
         }
-        if device.is_none() && column == Some("device") {
+        if device.is_none() && column.is_some() && column == scope.device {
             device = Some(name.clone());
         }
         let metadata = expr.map(|e| units.metadata(e)).unwrap_or_default();
         fields.push(Field::new(name, field.data_type().clone(), field.is_nullable()).with_metadata(metadata));
     }
     if time.is_none() && group.is_none() {
-        let message = "`ts` is not in the output";
-        let help = "add ts to SELECT: files are partitioned by it";
+        let message = format!("`{}` is not in the output", scope.time);
+        let help = format!("add {} to SELECT: files are partitioned by it", scope.time);
         found.push(Diagnostic::error(code::OUTPUT_MISSING, scope.file, whole, message).help(help));
     }
     let time_column = time?;

@@ -21,7 +21,7 @@ use crate::marker::{HOP, SESSION, nanoseconds};
 use crate::option::Options;
 use crate::output;
 use crate::plan::Planner;
-use crate::project::{Granularity, Kind, PipelinePlan, StreamDecl, Window};
+use crate::project::{Granularity, Kind, PipelinePlan, Reads, Window};
 use crate::session::session_state_for;
 use crate::shape::{self, Source};
 use crate::statement::PipelineHead;
@@ -100,8 +100,8 @@ fn plan(
 ) -> Option<PipelinePlan> {
     let Statement { state, file, ident, head, names, lateness, retain_ns, partition } = *statement;
     let parts = shape::take_apart(file, query, &head.tokens, found)?;
-    let stream = resolve(file, &parts.source, names, found)?;
-    let schema = stream_schema(&stream.stream);
+    let source = resolve(file, &parts.source, names, found)?;
+    let schema = source.reads.columns.clone();
     let joined = join::resolve(file, (&parts.source, &parts.joins), parts.select, &schema, names, found)?;
     let join::Joined { select, joins, schema, columns, found_rows } = joined;
     let select = &select;
@@ -118,6 +118,9 @@ fn plan(
         file,
         state,
         table: &parts.source.table,
+        pipeline: source.reads.pipeline,
+        time: &source.reads.time,
+        device: source.reads.device.as_deref(),
         alias: &parts.source.alias,
         columns: &columns,
         outputs: &outputs,
@@ -129,7 +132,7 @@ fn plan(
         expression::check(&scope, clause, expr, found);
     }
     let groups = window::groups(&scope, select, group_by, found);
-    output::check_items(&scope, select, groups.window.as_ref(), found);
+    output::check_items(&scope, select, &groups, found);
 
     // From here on DataFusion speaks.
     let mut rewritten = window::rewrite(select, &groups);
@@ -168,7 +171,7 @@ fn plan(
     };
     let window = match &groups.window {
         None => None,
-        Some(call) => Some(find_window(&logical, &physical, call).or_else(|| {
+        Some(call) => Some(find_window(&logical, &physical, call, &scope, groups.by_device).or_else(|| {
             let message = "the window of this query is lost in planning";
             let help = "write the window as tumble(ts, ..) AS window_start and GROUP BY device, window_start";
             let span = Span::from(select.select_token.0.span);
@@ -180,12 +183,15 @@ fn plan(
     let output = output::read(&scope, select, &logical, &physical.schema(), &schema, group, found)?;
     no_effect(file, head, window.is_some(), found);
 
-    let lateness_ns = lateness.unwrap_or(stream.lateness_ns);
+    let lateness_ns = lateness.unwrap_or(source.lateness_ns);
     let mut print = Fingerprint::new();
     print.text(&parts.source.table).text(&rewritten.to_string());
     // What a window is besides its length stands in the text.
     print.optional(window.as_ref().map(|w| w.size_ns)).number(if window.is_some() { lateness_ns } else { 0 });
     print.text(partition.as_str());
+    if let Some(fingerprint) = source.fingerprint {
+        print.text("reads").number(fingerprint as i64);
+    }
     for join in &joins {
         print.text("join").text(&join.table).text(&format!("{:?}{:?}{:?}", join.on, join.columns, join.matched));
     }
@@ -196,6 +202,7 @@ fn plan(
     Some(PipelinePlan {
         name: name.to_owned(),
         source: parts.source.table.clone(),
+        reads: source.reads,
         lateness_ns,
         retain_ns,
         partition,
@@ -212,21 +219,52 @@ fn plan(
     })
 }
 
-/// The stream of that name.
-fn resolve<'a>(file: &str, source: &Source, names: &'a Names, found: &mut Vec<Diagnostic>) -> Option<&'a StreamDecl> {
+/// What a query reads, and what follows from that.
+struct Readable {
+    reads: Reads,
+    /// The lateness of a query that gives none.
+    lateness_ns: i64,
+    /// That of the pipeline, if it is one.
+    fingerprint: Option<u64>,
+}
+
+/// The stream or pipeline of that name.
+fn resolve(file: &str, source: &Source, names: &Names, found: &mut Vec<Diagnostic>) -> Option<Readable> {
     let complain = |code, message: String| Diagnostic::error(code, file, source.span, message);
     match names.meanings.get(&source.table) {
-        Some(Meaning::Stream(index)) => return names.streams.get(*index),
+        Some(Meaning::Stream(index)) => {
+            let stream = names.streams.get(*index)?;
+            let reads = Reads {
+                pipeline: false,
+                columns: stream_schema(&stream.stream),
+                time: "ts".to_owned(),
+                device: Some("device".to_owned()),
+            };
+            return Some(Readable { reads, lateness_ns: stream.lateness_ns, fingerprint: None });
+        }
+        Some(Meaning::Pipeline(Some(index))) => {
+            let plan = names.pipelines.get(*index)?;
+            let reads = Reads {
+                pipeline: true,
+                columns: plan.output.clone(),
+                time: plan.time_column.clone(),
+                device: plan.device_column.clone(),
+            };
+            return Some(Readable { reads, lateness_ns: plan.lateness_ns, fingerprint: Some(plan.fingerprint) });
+        }
+        // Complained about, or a rollup, whose tables have names of their own.
+        Some(Meaning::Pipeline(None)) => match names.of_rollup(&source.table) {
+            Some(tables) => {
+                let message = format!("`{}` is a rollup: its tables have names of their own", source.table);
+                found.push(complain(code::UNKNOWN_TABLE, message).help(format!("read {}", name::list(tables))));
+            }
+            None => {}
+        },
         Some(Meaning::Unreadable) => {}
         Some(Meaning::Table(_)) => {
             let message = format!("`{}` is a reference table, in which nothing happens by itself", source.table);
             let help = format!("read a stream and join it: FROM telemetry t JOIN {} ON ..", source.table);
             found.push(complain(code::SOURCES, message).help(help));
-        }
-        Some(Meaning::Pipeline) => {
-            let message = "this version cannot read a pipeline in a pipeline yet".to_owned();
-            let help = "write the query over the stream that the pipeline reads";
-            found.push(complain(code::NOT_YET, message).help(help));
         }
         None if source.table.starts_with('_') => {
             let message = format!("`{}` is a table of Weir's own, which a pipeline cannot read", source.table);
@@ -235,7 +273,8 @@ fn resolve<'a>(file: &str, source: &Source, names: &'a Names, found: &mut Vec<Di
         None => {
             let mut streams: Vec<&str> = names.streams.iter().map(|s| &*s.stream.name).collect();
             streams.sort_unstable();
-            let help = name::did_you_mean(&source.table, streams.iter().copied()).unwrap_or_else(|| {
+            let all = names.meanings.keys().map(String::as_str).chain(names.pipelines.iter().map(|plan| &*plan.name));
+            let help = name::did_you_mean(&source.table, all).unwrap_or_else(|| {
                 let declare = format!("declare it with CREATE STREAM {} (..)", source.table);
                 format!("{declare}; the streams are {}", name::list(streams))
             });
@@ -254,25 +293,27 @@ fn scan_of(plan: &LogicalPlan) -> Option<Arc<arrow::datatypes::Schema>> {
 }
 
 /// How the physical aggregate calls the window and the device.
-fn find_window(logical: &LogicalPlan, physical: &Arc<dyn ExecutionPlan>, call: &Call) -> Option<Window> {
-    let group = group_name(logical, call)?;
+fn find_window(
+    logical: &LogicalPlan,
+    physical: &Arc<dyn ExecutionPlan>,
+    call: &Call,
+    scope: &Scope<'_>,
+    by_device: bool,
+) -> Option<Window> {
+    let group = group_name(logical, call, scope.time)?;
     let aggregate = raw_aggregate(physical)?;
     let keys: Vec<&str> = aggregate.group_expr().expr().iter().map(|(_, name)| name.as_str()).collect();
-    let device = "device".to_owned();
-    (keys.contains(&group.as_str()) && keys.contains(&device.as_str())).then_some(Window {
-        size_ns: call.size_ns,
-        kind: call.kind,
-        group,
-        device,
-    })
+    let device = scope.device.filter(|_| by_device).map(str::to_owned);
+    let all = device.as_ref().is_none_or(|device| keys.contains(&device.as_str()));
+    (keys.contains(&group.as_str()) && all).then_some(Window { size_ns: call.size_ns, kind: call.kind, group, device })
 }
 
-fn group_name(plan: &LogicalPlan, window: &Call) -> Option<String> {
+fn group_name(plan: &LogicalPlan, window: &Call, time: &str) -> Option<String> {
     let LogicalPlan::Aggregate(aggregate) = plan else {
-        return plan.inputs().into_iter().find_map(|p| group_name(p, window));
+        return plan.inputs().into_iter().find_map(|p| group_name(p, window, time));
     };
     let literal = |expr: &Logical, ns: i64| matches!(expr, Logical::Literal(v, _) if nanoseconds(v) == Some(ns));
-    let time = |expr: &Logical| matches!(expr, Logical::Column(column) if column.name == "ts");
+    let time = |expr: &Logical| matches!(expr, Logical::Column(column) if column.name == time);
     let found = aggregate.group_expr.iter().find(|e| {
         let Logical::ScalarFunction(call) = e else { return false };
         match (window.kind, call.func.name(), call.args.as_slice()) {

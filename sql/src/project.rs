@@ -1,5 +1,6 @@
 //! What a checked project consists of. Values only: whoever runs them is elsewhere.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
@@ -115,6 +116,19 @@ pub struct Join {
     pub rows: RecordBatch,
 }
 
+/// What a pipeline reads.
+#[derive(Debug, Clone)]
+pub struct Reads {
+    /// Whether it is the table of a pipeline, rather than a stream.
+    pub pipeline: bool,
+    /// Its columns, before those that joins add.
+    pub columns: SchemaRef,
+    /// The column that holds the time of a row: `ts` of a stream, the window start or the like of a pipeline.
+    pub time: String,
+    /// The column that holds the device. `None`: a pipeline whose rows are of no device.
+    pub device: Option<String>,
+}
+
 /// How windows follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -160,8 +174,9 @@ pub struct Window {
     pub kind: Kind,
     /// Name of the window start among the group columns of the physical aggregate.
     pub group: String,
-    /// Name of the device among the group columns of the physical aggregate.
-    pub device: String,
+    /// Name of the device among the group columns of the physical aggregate. `None`: a group has rows of many devices,
+    /// and of all shards.
+    pub device: Option<String>,
 }
 
 /// A continuous query, checked and planned.
@@ -169,8 +184,10 @@ pub struct Window {
 pub struct PipelinePlan {
     /// Name of the pipeline and of its table.
     pub name: String,
-    /// Name of the stream it reads.
+    /// Name of the stream or pipeline it reads.
     pub source: String,
+    /// What that is.
+    pub reads: Reads,
     /// How long after the end of a window its rows may still come. Without meaning if there is no window.
     pub lateness_ns: i64,
     /// How long results are kept; `None`: for ever.
@@ -186,8 +203,7 @@ pub struct PipelinePlan {
     pub fingerprint: u64,
     /// Tables that rows are looked up in, in this order.
     pub joins: Vec<Join>,
-    /// The query over a scan of [`PipelinePlan::source`], whose columns are those of
-    /// `storage::schema::stream_schema`, then those that the joins add; planned by DataFusion, neither analyzed nor optimized. The provider behind
+    /// The query over a scan of [`PipelinePlan::source`], whose columns are [`Reads::columns`], then those that the joins add; planned by DataFusion, neither analyzed nor optimized. The provider behind
     /// the scan is unbounded and has no rows: replace it, or the leaf of the physical plan, to run the query.
     pub logical: LogicalPlan,
     /// `None`: rows are filtered and projected one by one.
@@ -197,7 +213,7 @@ pub struct PipelinePlan {
     pub output: SchemaRef,
     /// The column of `output` that files are partitioned by: the window start, or the event time `ts`.
     pub time_column: String,
-    /// The column of `output` that holds the device. Always there if there is a window.
+    /// The column of `output` that holds the device. Always there if windows are grouped by it.
     pub device_column: Option<String>,
     /// File and place of its name.
     pub at: (String, Span),
@@ -210,10 +226,17 @@ pub struct Project {
     pub streams: Vec<StreamDecl>,
     /// All reference tables, by file and line.
     pub tables: Vec<TableDecl>,
-    /// All pipelines, by file and line.
+    /// All pipelines. One that reads another stands behind it; else by file and line.
     pub pipelines: Vec<PipelinePlan>,
     /// What can run but is probably not meant.
     pub warnings: Vec<Diagnostic>,
+}
+
+impl PipelinePlan {
+    /// Whether its groups have rows of many devices, and so of all shards.
+    pub fn is_shared(&self) -> bool {
+        self.window.as_ref().is_some_and(|window| window.device.is_none())
+    }
 }
 
 impl Project {
@@ -247,6 +270,16 @@ impl Project {
     /// The pipeline of that name.
     pub fn pipeline(&self, name: &str) -> Option<&PipelinePlan> {
         self.pipelines.iter().find(|p| p.name == name)
+    }
+
+    /// How many pipelines that `counts` stand in a chain at most, each reading the one before it.
+    pub fn depth(&self, counts: impl Fn(&PipelinePlan) -> bool) -> usize {
+        let mut depths: HashMap<&str, usize> = HashMap::new();
+        for plan in &self.pipelines {
+            let below = depths.get(plan.source.as_str()).copied().unwrap_or(0);
+            depths.insert(&plan.name, below + usize::from(counts(plan)));
+        }
+        depths.into_values().max().unwrap_or(0)
     }
 
     /// Changes with anything an engine may act on, retention and comments included; not with spaces, SQL comments,

@@ -43,6 +43,12 @@ pub(crate) fn apply(query: &Query, size_ns: i64) -> (Query, Option<Span>) {
     (query, replace.first)
 }
 
+/// Whether a table of that name may be one of the rollup `name`.
+pub(crate) fn is_table_of(table: &str, name: &str) -> bool {
+    let length = table.strip_prefix(name).and_then(|rest| rest.strip_prefix('_'));
+    length.is_some_and(|length| length.starts_with(|c: char| c.is_ascii_digit()))
+}
+
 struct Replace {
     size_ns: i64,
     first: Option<Span>,

@@ -92,6 +92,8 @@ pub(crate) struct Groups {
     pub(crate) exprs: Vec<Expr>,
     /// `None`: the query neither groups nor aggregates, or its window was complained about.
     pub(crate) window: Option<Call>,
+    /// Whether the device is one of them.
+    pub(crate) by_device: bool,
     /// Whether the groups are right.
     pub(crate) sound: bool,
 }
@@ -102,7 +104,7 @@ pub(crate) fn groups(scope: &Scope<'_>, select: &Select, groups: &[Expr], found:
     let file = scope.file;
     let mut exprs = Vec::new();
     let mut window: Option<Call> = None;
-    let (mut device, mut by_time, mut candidates) = (false, None, 0);
+    let (mut by_device, mut by_time, mut candidates) = (false, None, 0);
     for group in groups {
         let span = Span::from(group.span());
         let Some((expr, own)) = spelled_out(scope, select, group, found) else { continue };
@@ -118,8 +120,8 @@ pub(crate) fn groups(scope: &Scope<'_>, select: &Select, groups: &[Expr], found:
             );
         }
         match column(scope, &expr) {
-            Some(c) if c == "device" => device = true,
-            Some(c) if c == "ts" => by_time = Some(span),
+            Some(c) if c == scope.time => by_time = Some(span),
+            Some(c) if Some(&*c) == scope.device => by_device = true,
             _ => {}
         }
         if let Expr::Function(call) = &expr {
@@ -146,27 +148,27 @@ pub(crate) fn groups(scope: &Scope<'_>, select: &Select, groups: &[Expr], found:
     };
     // An item that could not be spelled out may have been the window.
     if scope.grouped && candidates == 0 && exprs.len() == groups.len() {
+        let (time, window) = (scope.time, format!("tumble({}, INTERVAL '1 {}')", scope.time, scope.longer()));
+        let device = scope.device.map_or_else(String::new, |device| format!("{device}, "));
+        let other = if time == "window_start" { "longer_start" } else { "window_start" };
         let mut diagnostic =
             Diagnostic::error(code::NO_WINDOW, file, at(), "an aggregate over a stream needs a window");
         diagnostic = match by_time {
-            Some(_) if scope.outputs.iter().any(|o| o == "ts") => diagnostic.help(
-                "`ts` in GROUP BY is the column of the stream: give the window another name, such as window_start",
-            ),
+            Some(_) if scope.outputs.iter().any(|o| o == time) => diagnostic.help(format!(
+                "`{time}` in GROUP BY is the column of the source: give the window another name, such as {other}",
+            )),
             Some(span) => diagnostic
-                .help("group by device, tumble(ts, INTERVAL '1 minute') instead of by every single `ts`")
+                .help(format!("group by {device}{window} instead of by every single `{time}`"))
                 .note("grouped by the time of each row here", Some((file.to_owned(), span.start))),
-            None if groups.is_empty() => diagnostic.help("add GROUP BY device, tumble(ts, INTERVAL '1 minute')"),
-            None => diagnostic.help("add tumble(ts, INTERVAL '1 minute') to GROUP BY"),
+            None if groups.is_empty() => diagnostic.help(format!("add GROUP BY {device}{window}")),
+            None => diagnostic.help(format!("add {window} to GROUP BY")),
         };
         found.push(diagnostic);
     }
-    if scope.grouped && !device && !groups.is_empty() {
-        let message = "this version needs `device` among the groups";
-        let help = "add device to GROUP BY; combine devices when you query the table";
-        found.push(Diagnostic::error(code::NO_DEVICE, file, at(), message).help(help));
-    }
     other_sizes(scope, select, window.as_ref(), found);
-    Groups { exprs, window, sound: found.len() == before }
+    // A window whose column is unknown was complained about before.
+    let sound = found.len() == before && (candidates == 0 || window.is_some());
+    Groups { exprs, window, by_device, sound }
 }
 
 fn first_aggregate(scope: &Scope<'_>, select: &Select) -> Option<Span> {
@@ -285,13 +287,16 @@ fn read(scope: &Scope<'_>, call: &Function, found: &mut Vec<Diagnostic>) -> Opti
         return None;
     }
     match column(scope, time) {
-        Some(column) if column == "ts" => {}
+        Some(column) if column == scope.time => {}
         // An unknown column has been complained about.
         None if matches!(time, Expr::Identifier(_) | Expr::CompoundIdentifier(_)) => return None,
         other => {
             let what = other.map_or("another expression".to_owned(), |c| format!("`{c}`"));
-            let message = format!("a window follows `ts`, the time of the record, not {what}");
-            complain(time.span().into(), message, example);
+            let message = format!("a window follows `{}`, the time of {}, not {what}", scope.time, scope.row());
+            let example = example
+                .replace("ts,", &format!("{},", scope.time))
+                .replace("1 minute", &format!("1 {}", scope.longer()));
+            complain(time.span().into(), message, &example);
             return None;
         }
     }

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 pub use codec::DecodeError;
 
-use crate::id::DeviceId;
+use crate::id::{DeviceId, ShardId};
 use crate::payload::PayloadFormat;
 use crate::seq::{Barrier, Epoch};
 use crate::time::Timestamp;
@@ -231,6 +231,19 @@ impl Reason {
     }
 }
 
+/// States of groups that a shard gives to the shard that merges them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partial {
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// Whose rows these are of.
+    pub shard: ShardId,
+    /// Rises with each that this shard gives: one that comes twice is known by it.
+    pub number: u64,
+    /// The states; whoever runs pipelines knows how to read them.
+    pub state: Bytes,
+}
+
 /// One record of the shard log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogRecord {
@@ -245,6 +258,8 @@ pub struct LogRecord {
 pub enum LogBody {
     /// One group commit.
     Batch(Vec<Entry>),
+    /// What a shard contributes to a pipeline whose groups have rows of several shards.
+    Partial(Partial),
     /// A border that checkpoints and files are named by.
     Barrier {
         /// Its number.

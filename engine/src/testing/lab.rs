@@ -24,7 +24,7 @@ use device::time::{SECOND, Timestamp};
 use futures::executor::block_on;
 use parking_lot::Mutex;
 use pipelines::runner::{Runner, Status};
-use sql::Project;
+use sql::{PipelinePlan, Project};
 use storage::durable::Durable;
 use storage::log::MemoryLog;
 use storage::state::{MemoryDisk, StateStore};
@@ -34,6 +34,7 @@ use storage::table::TableStore;
 use super::Failure;
 use crate::core::Silent;
 use crate::opener::{Opened, Opener};
+use crate::peers;
 use crate::query;
 
 /// Nothing is due by itself: barriers stand where the test asks for them, and no device goes to sleep.
@@ -93,6 +94,7 @@ impl Lab {
         let files = tempfile::tempdir().map_err(|e| Failure::new(format!("no folder for temporary files: {e}")))?;
         let store = Store::scratch(files.path()).map_err(Failure::new)?;
         let (clock, draws) = (Arc::new(AtomicI64::new(0)), AtomicU64::new(0));
+        let peers = Arc::new(peers::Local::default());
         let opener = Opener {
             store: store.clone(),
             log: Arc::new(MemoryLog::new()),
@@ -105,12 +107,15 @@ impl Lab {
             downlink: Arc::new(Silent),
             passivate_after: NEVER,
             projects: Arc::new(|_| None),
+            shards: 1,
+            peers: peers.clone(),
         };
         let id = ShardId(0);
         let state = StateStore::over(Box::new(MemoryDisk::default().open()), id).await.map_err(Failure::new)?;
         let opened = opener.shard(id, &Arc::new(state), &project, &catalog, &metrics).await.map_err(Failure::new)?;
         let progress = Progress::new(opened.start());
         let Opened { shard, runner, status, .. } = opened;
+        peers.open(std::slice::from_ref(&shard));
         let committed: Arc<Mutex<VecDeque<Durable>>> = Arc::default();
         let work = Work {
             log: opener.log.clone(),
@@ -122,7 +127,12 @@ impl Lab {
                 })
             },
             clock: opener.clock.clone(),
-            policy: BarrierPolicy { checkpoint_every: NEVER, cut_every: NEVER, cut_bytes: u64::MAX },
+            policy: BarrierPolicy {
+                checkpoint_every: NEVER,
+                cut_every: NEVER,
+                cut_bytes: u64::MAX,
+                settle: Duration::ZERO,
+            },
             catalog: project.fingerprint(),
             metrics: metrics.clone(),
             failed: Box::new(|_| {}),
@@ -234,14 +244,20 @@ impl Lab {
         self.settle().await?;
         let windows = self.project.pipelines.iter().filter_map(|plan| Some((plan.window.as_ref()?, plan.lateness_ns)));
         let longest = windows.map(|(window, lateness)| window.size_ns.saturating_add(lateness)).max().unwrap_or(0);
-        let later = self.now().saturating_add(pipelines::HOLD).saturating_add(longest).saturating_add(SECOND);
-        self.clock.store(later, Ordering::Relaxed);
-        let mut barriers = self.node.barrier(false);
-        self.settle().await?;
-        match barriers.pop().map(|mut barrier| barrier.try_recv()) {
-            Some(Ok(_)) => Ok(()),
-            _ => Err(Failure::new("the barrier did not come")),
+        // What one pipeline reads of another comes when the windows of that have closed, and what shards give each other
+        // with the barrier after the next.
+        let windowed = self.project.depth(|plan| plan.window.is_some());
+        for _ in 0..(windowed + self.project.depth(PipelinePlan::is_shared)).max(1) {
+            let later = self.now().saturating_add(pipelines::HOLD).saturating_add(longest).saturating_add(SECOND);
+            self.clock.store(later, Ordering::Relaxed);
+            let mut barriers = self.node.barrier(false);
+            self.settle().await?;
+            let came = barriers.pop().is_some_and(|mut barrier| barrier.try_recv().is_ok());
+            if !came {
+                return Err(Failure::new("the barrier did not come"));
+            }
         }
+        Ok(())
     }
 
     /// A session over all tables as they are now.

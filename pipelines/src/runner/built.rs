@@ -3,18 +3,49 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
+use device::entry::Partial;
 
 use super::{Parts, RunnerError};
-use crate::Pipeline;
+use crate::merge::Merge;
 use crate::output::{self, TableSpec};
+use crate::shared::owner;
+use crate::{Pipeline, PipelineError};
 
 /// What a project means to a runner.
 pub(super) struct Built {
-    pub(super) pipelines: Vec<Pipeline>,
+    /// Each behind those that it reads.
+    pub(super) running: Vec<Running>,
     /// Which of them read a stream, by its name.
     pub(super) by_source: HashMap<String, Vec<usize>>,
     /// How their tables are written.
     pub(super) specs: BTreeMap<String, TableSpec>,
+}
+
+/// A pipeline of this shard.
+pub(super) struct Running {
+    pub(super) pipeline: Pipeline,
+    /// Merges the groups of all shards; in the one shard that does.
+    pub(super) merge: Option<Merge>,
+    /// The pipelines that read its result.
+    pub(super) feeds: Vec<usize>,
+}
+
+/// What was saved of a pipeline.
+#[derive(Debug, Default)]
+pub(super) struct Saved {
+    /// Its own state.
+    pub(super) own: Option<Bytes>,
+    /// What it had merged.
+    pub(super) merged: Option<Bytes>,
+}
+
+impl Built {
+    /// Gives a contribution to the pipeline it is for. `false`: there is none of that meaning.
+    pub(super) fn take(&mut self, partial: &Partial) -> Result<bool, RunnerError> {
+        let merging = self.running.iter_mut().filter(|running| running.pipeline.name() == partial.pipeline);
+        let Some(merge) = merging.filter_map(|running| running.merge.as_mut()).next() else { return Ok(false) };
+        merge.take(partial).map_err(|source| RunnerError::Pipeline { name: partial.pipeline.clone(), source })
+    }
 }
 
 /// The pipelines of a project. Those whose meaning is that of a state in `states` go on from it, the others start
@@ -22,31 +53,43 @@ pub(super) struct Built {
 pub(super) fn build(
     parts: &Parts,
     project: &sql::Project,
-    states: &mut HashMap<String, Bytes>,
+    states: &mut HashMap<String, Saved>,
 ) -> Result<Built, RunnerError> {
-    let mut pipelines = Vec::new();
+    let mut running: Vec<Running> = Vec::with_capacity(project.pipelines.len());
     let mut by_source: HashMap<String, Vec<usize>> = HashMap::new();
-    for plan in &project.pipelines {
+    for (at, plan) in project.pipelines.iter().enumerate() {
         let failed = |source| RunnerError::Pipeline { name: plan.name.clone(), source };
-        let source = parts
-            .catalog
-            .named(&plan.source)
-            .and_then(|index| parts.catalog.stream(index))
-            .map(|stream| storage::schema::stream_schema(stream))
-            .ok_or_else(|| RunnerError::Rows(format!("pipeline {} reads an unknown stream", plan.name)))?;
-        let pipeline = match states.remove(&plan.name) {
-            Some(state) if Pipeline::matches(plan, &state).map_err(failed)? => {
-                Pipeline::restore(plan, source, &state).map_err(failed)?
-            }
-            Some(state) => {
-                tracing::warn!(shard = %parts.shard, pipeline = plan.name, "its meaning, or the query engine, has \
-                    changed: the windows that were open are given up, it begins with those that open now");
-                Pipeline::succeed(plan, source, &state).map_err(failed)?
-            }
-            None => Pipeline::new(plan, source).map_err(failed)?,
-        };
-        by_source.entry(plan.source.clone()).or_default().push(pipelines.len());
-        pipelines.push(pipeline);
+        let saved = states.remove(&plan.name).unwrap_or_default();
+        let own = one(parts, plan, saved).map_err(failed)?;
+        if plan.reads.pipeline {
+            let read = running.iter_mut().find(|running| running.pipeline.name() == plan.source);
+            let unknown = || RunnerError::Rows(format!("pipeline {} reads an unknown pipeline", plan.name));
+            read.ok_or_else(unknown)?.feeds.push(at);
+        } else {
+            by_source.entry(plan.source.clone()).or_default().push(at);
+        }
+        running.push(own);
     }
-    Ok(Built { pipelines, by_source, specs: output::table_specs(project, &parts.catalog) })
+    Ok(Built { running, by_source, specs: output::table_specs(project, &parts.catalog) })
+}
+
+fn one(parts: &Parts, plan: &sql::PipelinePlan, saved: Saved) -> Result<Running, PipelineError> {
+    let source = || plan.reads.columns.clone();
+    let pipeline = match &saved.own {
+        Some(state) if Pipeline::matches(plan, state)? => Pipeline::restore(plan, source(), state)?,
+        Some(state) => {
+            tracing::warn!(shard = %parts.shard, pipeline = plan.name, "its meaning, or the query engine, has \
+                changed: the windows that were open are given up, it begins with those that open now");
+            Pipeline::succeed(plan, source(), state)?
+        }
+        None => Pipeline::new(plan, source())?,
+    };
+    let merging = pipeline.is_shared() && owner(&plan.name, parts.shards) == parts.shard;
+    let merge = match saved.merged {
+        _ if !merging => None,
+        None => Some(Merge::new(plan, &source(), parts.shards, i64::MIN)?),
+        Some(state) if Pipeline::matches(plan, &state)? => Some(Merge::restore(plan, &source(), parts.shards, &state)?),
+        Some(state) => Some(Merge::succeed(plan, &source(), parts.shards, &state)?),
+    };
+    Ok(Running { pipeline, merge, feeds: Vec::new() })
 }

@@ -22,14 +22,14 @@ use crate::{HOLD, SLACK};
 const CASES: u64 = 200;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Windowing {
+pub(super) enum Windowing {
     Tumble(i64),
     Hop(i64, i64),
     Session(i64),
 }
 
 impl Windowing {
-    fn random(random: &mut Random) -> Self {
+    pub(super) fn random(random: &mut Random) -> Self {
         let seconds = [1, 5, 10, 15, 20, 30, 60, 90, 300];
         let mut pick = || seconds[random.below(9) as usize] * SECOND;
         let (a, b, kind) = (pick(), pick(), random.below(3));
@@ -40,7 +40,7 @@ impl Windowing {
         }
     }
 
-    fn written(self) -> String {
+    pub(super) fn written(self) -> String {
         let length = |ns: i64| format!("INTERVAL '{} seconds'", ns / SECOND);
         match self {
             Self::Tumble(size) => format!("tumble(ts, {})", length(size)),
@@ -49,13 +49,13 @@ impl Windowing {
         }
     }
 
-    fn size(self) -> i64 {
+    pub(super) fn size(self) -> i64 {
         match self {
             Self::Tumble(size) | Self::Hop(_, size) | Self::Session(size) => size,
         }
     }
 
-    fn starts(self, ts: i64) -> Vec<i64> {
+    pub(super) fn starts(self, ts: i64) -> Vec<i64> {
         let (slide, size) = match self {
             Self::Tumble(size) => (size, size),
             Self::Hop(slide, size) => (slide, size),
@@ -67,14 +67,15 @@ impl Windowing {
 }
 
 /// A query with `{W}` and `{END}` in the place of the window.
-struct Query {
-    text: String,
-    keys: Vec<&'static str>,
-    filter: &'static str,
-    near: Vec<Near>,
+pub(super) struct Query {
+    pub(super) text: String,
+    pub(super) keys: Vec<&'static str>,
+    pub(super) filter: &'static str,
+    pub(super) near: Vec<Near>,
 }
 
-fn query(random: &mut Random) -> Query {
+/// With `device` among its groups, or without.
+pub(super) fn query(random: &mut Random, by_device: bool) -> Query {
     let all = ["s", "b", "i % 3", "upper(s)", "v > 0"];
     let mut keys: Vec<&str> = Vec::new();
     while random.below(3) == 0 && keys.len() < 2 {
@@ -83,8 +84,9 @@ fn query(random: &mut Random) -> Query {
             keys.push(key);
         }
     }
-    let mut near = vec![Near::Equal; 2 + keys.len()];
-    let mut items = vec!["device".to_owned(), "{W} AS w0".to_owned()];
+    let mut near = vec![Near::Equal; 1 + usize::from(by_device) + keys.len()];
+    let device = if by_device { "device, " } else { "" };
+    let mut items = vec![format!("{device}{{W}} AS w0")];
     items.extend(keys.iter().enumerate().map(|(at, key)| format!("{key} AS k{at}")));
     // DataFusion gives two aggregates that differ in a cast one name, and refuses them.
     let without_cast = |form: &str| form.replace("CAST(v AS DECIMAL(18, 3))", "v");
@@ -105,14 +107,14 @@ fn query(random: &mut Random) -> Query {
     let filters = ["true", "v IS NOT NULL", "b", "i > -5 AND s <> 's1'", "abs(v) < 250 OR v IS NULL"];
     let filter = filters[random.below(5) as usize];
     let havings = ["true", "count(*) > 2", "{W} > TIMESTAMP '2026-01-01T00:02:00Z'", "max(i) > 0 OR device = 'd1'"];
-    let having = havings[random.below(4) as usize];
+    let having = havings[random.below(3 + u64::from(by_device)) as usize];
     let groups: String = keys.iter().map(|key| format!(", {key}")).collect();
     let text =
-        format!("SELECT {} FROM t WHERE {filter} GROUP BY device, {{W}}{groups} HAVING {having}", items.join(", "));
+        format!("SELECT {} FROM t WHERE {filter} GROUP BY {device}{{W}}{groups} HAVING {having}", items.join(", "));
     Query { text, keys, filter, near }
 }
 
-fn log(random: &mut Random) -> Vec<Event> {
+pub(super) fn log(random: &mut Random) -> Vec<Event> {
     let rows = 1 + random.below(400);
     let every = 2 + random.below(40);
     let devices = 1 + random.below(5);
@@ -231,7 +233,7 @@ fn counted(events: &[Event], windowing: Windowing, lateness: i64, keys: &HashMap
     out
 }
 
-fn collect(schema: &SchemaRef, rows: RecordBatch, select: &str) -> RecordBatch {
+pub(super) fn collect(schema: &SchemaRef, rows: RecordBatch, select: &str) -> RecordBatch {
     let context = SessionContext::new();
     context.register_table("t", Arc::new(MemTable::try_new(rows.schema(), vec![vec![rows]]).unwrap())).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -243,7 +245,7 @@ fn collect(schema: &SchemaRef, rows: RecordBatch, select: &str) -> RecordBatch {
 }
 
 /// Of each row that passes the filter, its group.
-fn groups(schema: &SchemaRef, rows: &RecordBatch, query: &Query) -> HashMap<usize, String> {
+pub(super) fn groups(schema: &SchemaRef, rows: &RecordBatch, query: &Query) -> HashMap<usize, String> {
     let keys: String = query.keys.iter().map(|k| format!(", {k}")).collect();
     let passed = collect(schema, rows.clone(), &format!("SELECT seq{keys} FROM t WHERE {}", query.filter));
     let seq = compute::cast(passed.column(0), &DataType::Int64).unwrap();
@@ -258,7 +260,7 @@ fn case(seed: u64) {
     let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let windowing = Windowing::random(&mut random);
     let lateness = random.below(40) as i64 * SECOND;
-    let query = query(&mut random);
+    let query = query(&mut random, true);
     let events = log(&mut random);
     let how = How {
         chop: 1 + random.below(60) as usize,

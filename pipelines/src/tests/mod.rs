@@ -8,3 +8,4 @@ mod edges;
 mod forms;
 mod harness;
 mod random;
+mod shared;

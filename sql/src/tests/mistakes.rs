@@ -146,12 +146,6 @@ SELECT device, tumble(ts, INTERVAL '1 minute') AS a, tumble(ts, INTERVAL '1 hour
 FROM telemetry GROUP BY device, a;"##,
         ),
         (
-            "without_device",
-            r##"CREATE PIPELINE p AS
-SELECT tumble(ts, INTERVAL '1 minute') AS window_start, avg(temperature) AS t
-FROM telemetry GROUP BY window_start;"##,
-        ),
-        (
             "order_and_limit",
             r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry ORDER BY ts LIMIT 10;
 CREATE PIPELINE q AS SELECT DISTINCT device, ts FROM telemetry OFFSET 5;"##,
@@ -170,9 +164,19 @@ CREATE PIPELINE t AS WITH x AS (SELECT 1) SELECT ts FROM telemetry;"##,
 WHERE temperature > (SELECT avg(temperature) FROM telemetry);"##,
         ),
         (
-            "pipeline_reads_a_pipeline",
-            r##"CREATE PIPELINE p AS SELECT device, ts FROM telemetry;
-CREATE PIPELINE q AS SELECT device, ts FROM p;"##,
+            "pipelines_that_read_pipelines",
+            r##"CREATE PIPELINE minutes AS SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start, count(*) AS n FROM telemetry GROUP BY device, window_start;
+CREATE PIPELINE hours AS SELECT device, tumble(ts, INTERVAL '1 hour') AS hour_start, sum(n) AS n FROM minutes GROUP BY device, hour_start;
+CREATE PIPELINE days AS SELECT device, sum(n) AS n, max(temperature) AS t FROM hourss GROUP BY device;
+CREATE PIPELINE weeks AS SELECT device, n FROM minutes WHERE now() > window_start;
+CREATE PIPELINE odd AS SELECT tumble(n, INTERVAL '1 hour') AS h, count(*) AS c FROM minutes GROUP BY h;
+CREATE PIPELINE rolled WITH (rollup = '1 minute, 1 hour') AS SELECT device, tumble(ts, rollup) AS w, count(*) AS n FROM telemetry GROUP BY device, w;
+CREATE PIPELINE of_rolled AS SELECT * FROM rolled;
+CREATE PIPELINE of_hours AS SELECT w, device, n FROM rolled_1h;
+CREATE PIPELINE a AS SELECT * FROM b;
+CREATE PIPELINE b AS SELECT * FROM c;
+CREATE PIPELINE c AS SELECT * FROM a;
+CREATE PIPELINE own AS SELECT * FROM own;"##,
         ),
         (
             "volatile",

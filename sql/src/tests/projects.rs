@@ -104,7 +104,7 @@ fn a_windowed_pipeline() {
     assert_eq!((plan.source.as_str(), plan.lateness_ns), ("telemetry", 30 * SECOND));
     assert_eq!((plan.retain_ns, plan.partition), (Some(400 * 86_400 * SECOND), Granularity::Hour));
     let window = plan.window.as_ref().unwrap();
-    assert_eq!((window.size_ns, window.device.as_str()), (60 * SECOND, "device"));
+    assert_eq!((window.size_ns, window.device.as_deref()), (60 * SECOND, Some("device")));
     assert!(window.group.starts_with("date_bin("), "{}", window.group);
     assert_eq!((plan.time_column.as_str(), plan.device_column.as_deref()), ("window_start", Some("device")));
     let columns: Vec<_> = plan
@@ -134,6 +134,34 @@ fn a_windowed_pipeline() {
          approx_percentile_cont(temperature, 0.95) AS temperature_p95, count(*) AS n FROM telemetry \
          WHERE temperature IS NOT NULL GROUP BY device, window_start"
     );
+}
+
+#[test]
+fn a_pipeline_reads_another_wherever_it_stands() {
+    let text = "CREATE PIPELINE a_hours WITH (lateness = INTERVAL '0 s') AS
+        SELECT d, tumble(w, INTERVAL '1 hour') AS h, sum(n) AS n, max(t) AS t FROM b_minutes GROUP BY d, h;
+        CREATE PIPELINE b_minutes AS SELECT device AS d, tumble(ts, INTERVAL '1 minute') AS w, count(*) AS n,
+        max(temperature) AS t FROM telemetry GROUP BY device, w;
+        CREATE PIPELINE fleet AS SELECT tumble(w, INTERVAL '1 day') AS day, sum(n) AS n FROM b_minutes GROUP BY day;
+        CREATE PIPELINE weekly AS SELECT tumble(day, INTERVAL '7 days') AS week, sum(n) AS n FROM fleet GROUP BY week;";
+    let project = project(&[("s.sql", STREAM), ("p.sql", text)]);
+    let names: Vec<&str> = project.pipelines.iter().map(|plan| plan.name.as_str()).collect();
+    assert_eq!(names, ["b_minutes", "a_hours", "fleet", "weekly"], "behind what it reads");
+    let plan = project.pipeline("a_hours").unwrap();
+    assert_eq!((plan.reads.time.as_str(), plan.reads.device.as_deref(), plan.reads.pipeline), ("w", Some("d"), true));
+    assert_eq!((plan.time_column.as_str(), plan.device_column.as_deref()), ("h", Some("d")));
+    assert_eq!(plan.output.field_with_name("t").unwrap().metadata().get("unit").unwrap(), "Cel");
+    assert_eq!(plan.window.as_ref().unwrap().device.as_deref(), Some("d"));
+    let fleet = project.pipeline("fleet").unwrap();
+    assert!(fleet.is_shared() && !plan.is_shared());
+    assert_eq!(fleet.device_column, None);
+    assert_eq!(project.pipeline("weekly").unwrap().reads.device, None);
+    assert_eq!((project.depth(|plan| plan.is_shared()), project.depth(|_| true)), (2, 3));
+
+    let other = text.replace("max(temperature) AS t", "min(temperature) AS t");
+    let other = self::project(&[("s.sql", STREAM), ("p.sql", &other)]);
+    let changed = |name: &str| other.pipeline(name).unwrap().fingerprint != project.pipeline(name).unwrap().fingerprint;
+    assert!(changed("b_minutes") && changed("a_hours"), "another source is another meaning");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use device::entry::Reason;
 use device::id::{DeviceId, ShardId};
 use device::seq::{Barrier, Position};
 use engine::opener::{Opened, Opener};
+use engine::peers;
 use parking_lot::Mutex;
 use pipelines::runner::{Runner, Status};
 use sql::Project;
@@ -80,6 +81,7 @@ impl Live {
         let random = Arc::new(Mutex::new(Random::named(ground.params.seed, &format!("engine {life}"))));
         let clock = ground.clock.clone();
         let sleepy = ground.params.has(Fault::Sleep);
+        let peers = Arc::new(peers::Local::default());
         let opener = Opener {
             store: store.map_err(|e| e.to_string())?,
             log: ground.disks.log(),
@@ -88,6 +90,8 @@ impl Live {
             downlink: Arc::new(ground.hub.clone()),
             passivate_after: Duration::from_secs(if sleepy { 2 } else { 3600 }),
             projects: Arc::new(|fingerprint| version(fingerprint).map(project)),
+            shards: ground.params.shards,
+            peers: peers.clone(),
         };
         let mut states = Vec::new();
         for id in (0..ground.params.shards).map(ShardId) {
@@ -109,6 +113,7 @@ impl Live {
             statuses.push(opened.status.clone());
             run(ground, id, opened, opener.clone(), project.fingerprint(), &metrics, &poke);
         }
+        peers.open(&shards);
         let node = Node::start(shards, Admission::new(CREDIT), metrics.clone()).await.map_err(|e| e.to_string())?;
         let node = Arc::new(node);
         *ground.version.lock() = version(project.fingerprint()).unwrap_or_default();
@@ -292,6 +297,7 @@ fn run(
             checkpoint_every: Duration::from_millis(random.between(300, 8_000)),
             cut_every: Duration::from_millis(random.between(2_000, 30_000)),
             cut_bytes: random.between(1_000, 40_000),
+            settle: Duration::from_secs(90),
         },
         catalog,
         metrics: metrics.clone(),

@@ -113,6 +113,8 @@ impl Reference {
                         self.tables.entry(table.to_string()).or_default().push(batch);
                     }
                 }
+                // Not part of what is computed here: it follows from the rest.
+                LogBody::Partial(_) => {}
                 LogBody::Barrier { catalog, .. } => {
                     let version = project::version(*catalog);
                     let version = version.ok_or_else(|| format!("a barrier of an unknown project {catalog}"))?;

@@ -5,18 +5,23 @@
 
 use bytes::Bytes;
 
-use super::{Body, DeadLetter, Entry, LogBody, LogRecord, Loss, LossReason, Reason, Records, Run, Runs, Stamps};
-use crate::id::DeviceId;
+use super::{
+    Body, DeadLetter, Entry, LogBody, LogRecord, Loss, LossReason, Partial, Reason, Records, Run, Runs, Stamps,
+};
+use crate::id::{DeviceId, ShardId};
 use crate::payload::PayloadFormat;
 use crate::seq::{Barrier, Epoch, MAX_SEQ};
 use crate::time::Timestamp;
 use crate::varint::{self, Broken, Cursor};
 
-/// The version that [`LogRecord::encode`] writes.
-const VERSION: u8 = 1;
+/// The newest version. Records that older engines know are written as [`FIRST`].
+const VERSION: u8 = 2;
+/// Without partials.
+const FIRST: u8 = 1;
 
 const BATCH: u8 = 1;
 const BARRIER: u8 = 2;
+const PARTIAL: u8 = 3;
 
 const RECORDS: u8 = 1;
 const LOSS: u8 = 2;
@@ -53,7 +58,7 @@ impl From<Broken> for DecodeError {
 impl LogRecord {
     /// Appends the record's stored form to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(VERSION);
+        out.push(if matches!(self.body, LogBody::Partial(_)) { VERSION } else { FIRST });
         match &self.body {
             LogBody::Batch(entries) => {
                 out.push(BATCH);
@@ -62,6 +67,14 @@ impl LogRecord {
                 for entry in entries {
                     put_entry(out, self.time, entry);
                 }
+            }
+            LogBody::Partial(partial) => {
+                out.push(PARTIAL);
+                varint::put_signed(out, self.time.0);
+                varint::put_bytes(out, partial.pipeline.as_bytes());
+                varint::put(out, u64::from(partial.shard.0));
+                varint::put(out, partial.number);
+                varint::put_bytes(out, &partial.state);
             }
             LogBody::Barrier { barrier, cut, catalog } => {
                 out.push(BARRIER);
@@ -80,7 +93,7 @@ impl LogRecord {
         if found > VERSION {
             return Err(DecodeError::Newer { found, known: VERSION });
         }
-        if found != VERSION {
+        if !(FIRST..=VERSION).contains(&found) {
             return Err(DecodeError::Damaged { at: 0, what: "a version" });
         }
         let kind = cursor.byte("a kind of record")?;
@@ -101,6 +114,15 @@ impl LogRecord {
                 cut: boolean(&mut cursor, "whether files are cut")?,
                 catalog: cursor.unsigned("a catalog version")?,
             },
+            PARTIAL if found >= VERSION => LogBody::Partial(Partial {
+                pipeline: cursor.text("the name of a pipeline")?.to_owned(),
+                shard: match u16::try_from(cursor.unsigned("a shard")?) {
+                    Ok(shard) => ShardId(shard),
+                    Err(_) => return cursor.broken("a shard").map_err(Into::into),
+                },
+                number: cursor.unsigned("a number")?,
+                state: cursor.shared(&bytes, "a state")?,
+            }),
             _ => return Err(DecodeError::Damaged { at: 1, what: "a kind of record" }),
         };
         cursor.end("the end of the record")?;
