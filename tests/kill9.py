@@ -8,7 +8,8 @@ DuckDB reads the Parquet files and checks:
 
     acknowledged = stored, each (device, epoch, seq) exactly once, every value and nanosecond as it was sent;
     nothing stored that nobody sent; the numbers of each edge agent's epoch without a gap;
-    every window that must be closed is there once, no other is, and each equals what DuckDB computes from the raw
+    every window over all devices counts all its rows but for those that are said to be late, and ten minutes are the
+    sum of their minutes; every window of a device that must be closed is there once, no other is, and each equals what DuckDB computes from the raw
     rows: count, mean, minimum, maximum, stddev, count(DISTINCT), FILTER exactly, the approximate percentile between
     its neighbours; nothing late, nothing dead.
 
@@ -34,6 +35,8 @@ from publisher import Publisher, table
 from weir import ROOT, Engine, check, duck, has, rss
 
 PIPELINE = "kill9_1m"
+TENS = "kill9_10m"
+FLEET = "kill9_fleet"
 LATENESS_NS = 10_000_000_000
 SLACK_NS = 2_000_000_000
 MINUTE_NS = 60_000_000_000
@@ -152,7 +155,7 @@ def run(o, engine, folder, rng):
 def verify(engine, publishers, o, edited=""):
     """All promises, by a reader that is not ours. Returns figures; raises with all that is wrong. A pipeline that was
     `edited` meanwhile may have given up windows, and reported rows of them as late."""
-    c = duck(engine.data, "telemetry", PIPELINE, "_late", "_losses", "_dead_letters")
+    c = duck(engine.data, "telemetry", PIPELINE, TENS, FLEET, "_late", "_losses", "_dead_letters")
     check(has(c, "telemetry"), "no file of table telemetry")
     wrong = []
 
@@ -179,7 +182,8 @@ def verify(engine, publishers, o, edited=""):
                OR r.humidity IS DISTINCT FROM p.humidity OR r.status IS DISTINCT FROM p.status OR NOT r.assured""")  # fmt: skip
     for table_name in ("_late", "_dead_letters"):
         if has(c, table_name):
-            others = f" WHERE pipeline <> '{edited}'" if table_name == "_late" else ""
+            # Devices are hours apart here: for windows that they share, most of them are late.
+            others = f" WHERE pipeline NOT IN ('{edited}', '{FLEET}')" if table_name == "_late" else ""
             none(f"rows in {table_name}", f'SELECT * FROM "{table_name}"{others}')
     refused = [r for p in publishers for r in p.refused]
     if refused:
@@ -190,6 +194,8 @@ def verify(engine, publishers, o, edited=""):
     none("gaps", "SELECT device, epoch, min(seq), max(seq), count(*) FROM raw GROUP BY ALL "
                  "HAVING min(seq) <> 1 OR max(seq) <> count(*)")  # fmt: skip
     windows(c, none, wrong)
+    tens(c, none, wrong)
+    fleet(c, none, wrong)
     figures = dict(zip(
         ("rows", "rows_of_agents", "agents", "sent", "acknowledged"),
         c.execute("""SELECT count(*), count(*) FILTER (device NOT LIKE 'p%-%'),
@@ -235,6 +241,47 @@ def windows(c, none, wrong):
     ):
         none(f"windows with a wrong {what}",
              f"SELECT s.*, e.* FROM stored s JOIN expected e USING (device, start) WHERE {condition}")  # fmt: skip
+
+
+def tens(c, none, wrong):
+    """The pipeline that reads a pipeline: sums of the windows that are there."""
+    if not has(c, TENS):
+        wrong.append(f"no file of table {TENS}")
+        return
+    c.execute(f"""
+        CREATE TABLE tens_expected AS
+        WITH w AS (SELECT *, start - start % {10 * MINUTE_NS} AS ten, max(start) OVER (PARTITION BY device) AS last FROM stored)
+        SELECT device, ten, sum(n) AS n, max(temperature_max) AS hi FROM w
+        WHERE ten + {10 * MINUTE_NS + SLACK_NS} <= last GROUP BY device, ten""")
+    c.execute(f"CREATE TABLE tens AS SELECT *, epoch_ns(start) AS ten FROM {TENS}")
+    none("ten minutes stored twice", "SELECT device, ten FROM tens GROUP BY ALL HAVING count(*) > 1")
+    none("ten minutes missing", "FROM tens_expected ANTI JOIN tens USING (device, ten)")
+    none("ten minutes that are still open", "SELECT device, start, n FROM tens ANTI JOIN tens_expected USING (device, ten)")
+    none("ten minutes that are wrong", "SELECT * FROM tens t JOIN tens_expected e USING (device, ten) "
+         "WHERE t.n <> e.n OR t.temperature_max IS DISTINCT FROM e.hi")  # fmt: skip
+
+
+def fleet(c, none, wrong):
+    """Groups over all devices: each once, and each row in one of them or said to be late, in windows that are closed."""
+    if not has(c, FLEET):
+        wrong.append(f"no file of table {FLEET}")
+        return
+    late = f"SELECT epoch_ns(window_start) AS start, sum(records) AS late FROM _late WHERE pipeline = '{FLEET}' GROUP BY start" \
+        if has(c, "_late") else "SELECT NULL::BIGINT AS start, NULL::BIGINT AS late WHERE false"  # fmt: skip
+    c.execute(f"CREATE TABLE late AS {late}")
+    c.execute(f"CREATE TABLE fleet AS SELECT *, epoch_ns(window_start) AS start FROM {FLEET}")
+    c.execute(f"""
+        CREATE TABLE groups AS SELECT ns - ns % {MINUTE_NS} AS start, status, count(*) AS n, min(temperature) AS lo
+        FROM raw GROUP BY ALL""")
+    none("groups stored twice", "SELECT start, status FROM fleet GROUP BY ALL HAVING count(*) > 1")
+    none("windows of the fleet with other rows than they should",
+         """WITH f AS (SELECT start, sum(n) AS n FROM fleet GROUP BY start), g AS (SELECT start, sum(n) AS n FROM groups GROUP BY start)
+            SELECT make_timestamp_ns(start), f.n, late, g.n FROM f FULL JOIN late USING (start) FULL JOIN g USING (start)
+            WHERE g.n IS NULL OR coalesce(f.n, 0) + coalesce(late, 0) > g.n
+               OR (f.n IS NOT NULL AND f.n + coalesce(late, 0) <> g.n)""")  # fmt: skip
+    none("groups that are wrong", """SELECT f.*, g.* FROM groups g JOIN (SELECT DISTINCT start FROM fleet) USING (start)
+         LEFT JOIN fleet f ON f.start = g.start AND f.status IS NOT DISTINCT FROM g.status
+         WHERE g.start NOT IN (SELECT start FROM late) AND (f.n IS DISTINCT FROM g.n OR f.temperature_min IS DISTINCT FROM g.lo)""")
 
 
 def main():

@@ -21,3 +21,13 @@ SELECT device, tumble(ts, INTERVAL '1 minute') AS window_start,
        count(*) FILTER (WHERE status = 'fault') AS faults
 FROM telemetry
 GROUP BY device, window_start;
+
+-- Of what the first one gives.
+CREATE PIPELINE kill9_10m WITH (lateness = INTERVAL '0 seconds') AS
+SELECT device, tumble(window_start, INTERVAL '10 minutes') AS start, sum(n) AS n, max(temperature_max) AS temperature_max
+FROM kill9_1m GROUP BY device, start;
+
+-- Over all devices, so over all shards.
+CREATE PIPELINE kill9_fleet WITH (lateness = INTERVAL '10 seconds') AS
+SELECT tumble(ts, INTERVAL '1 minute') AS window_start, status, count(*) AS n, min(temperature) AS temperature_min
+FROM telemetry GROUP BY window_start, status;

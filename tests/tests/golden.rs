@@ -12,7 +12,9 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use device::ack::{Ack, EpochAck, Nack, Resend};
-use device::entry::{Body, DeadLetter, DecodeError, Entry, LogBody, LogRecord, Loss, LossReason, Reason, Records, Run};
+use device::entry::{
+    Body, DeadLetter, DecodeError, Entry, LogBody, LogRecord, Loss, LossReason, Partial, Reason, Records, Run,
+};
 use device::hello::{HeldEpoch, Hello, HelloAck};
 use device::id::{DeviceId, ShardId};
 use device::machine::{Channel, Device, EpochLedger, Message, SnapshotError};
@@ -106,16 +108,23 @@ fn batch() -> LogRecord {
 #[test]
 fn log_records() {
     let barrier = LogBody::Barrier { barrier: Barrier(300), cut: true, catalog: 0x0123_4567_89ab_cdef };
+    let partial = LogBody::Partial(Partial {
+        pipeline: "fleet".to_owned(),
+        shard: ShardId(3),
+        number: 300,
+        state: Bytes::from_static(b"a state"),
+    });
+    let of = |body| LogRecord { time: Timestamp(TIME + 1), body };
     for (name, record) in
-        [("log_batch_v1.hex", batch()), ("log_barrier_v1.hex", LogRecord { time: Timestamp(TIME + 1), body: barrier })]
+        [("log_batch_v1.hex", batch()), ("log_barrier_v1.hex", of(barrier)), ("log_partial_v2.hex", of(partial))]
     {
         let mut today = Vec::new();
         record.encode(&mut today);
         let bytes = golden(name, &today);
         assert_eq!(LogRecord::decode(Bytes::from(bytes.clone())), Ok(record));
-        let newer = [&[2], &bytes[1..]].concat();
+        let newer = [&[3], &bytes[1..]].concat();
         let error = LogRecord::decode(Bytes::from(newer)).unwrap_err();
-        assert_eq!(error, DecodeError::Newer { found: 2, known: 1 });
+        assert_eq!(error, DecodeError::Newer { found: 3, known: 2 });
         assert!(error.to_string().contains("run the newer engine"), "{error}");
     }
 }

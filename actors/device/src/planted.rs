@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Their names, and what each does wrong.
-pub const ALL: [(&str, &str); 18] = [
+pub const ALL: [(&str, &str); 20] = [
     ("ack-before-durable", "messages are acknowledged before their record is appended"),
     ("durable-before-append", "a position counts as durable before its record is appended"),
     ("dedup-off-by-one", "the highest number without a hole below it counts as new"),
@@ -21,6 +21,8 @@ pub const ALL: [(&str, &str); 18] = [
     ("segment-not-restored", "the last piece of a pipeline's state is not restored"),
     ("partial-file", "a file is visible before it is whole"),
     ("cut-before-files", "a cut is recorded before its files are written"),
+    ("contribution-twice", "a shard's contribution that comes again is merged again"),
+    ("contribution-forgotten", "what a shard has not sent yet is forgotten over a restart"),
     ("version-not-noted", "a checkpoint does not say which version of the project it stands for"),
     ("truncate-at-checkpoint", "the log is truncated at a checkpoint whose rows are in no file"),
 ];

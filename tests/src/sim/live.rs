@@ -163,8 +163,13 @@ impl Live {
         self.poke.notify_waiters();
     }
 
-    /// Everything that is committed is cut into files; returns when they stand.
+    /// Everything that is committed is cut into files; returns when they stand. What shards give each other is in windows
+    /// at the next barrier.
     pub(super) async fn flush(&self) -> bool {
+        self.flush_once().await && self.flush_once().await
+    }
+
+    async fn flush_once(&self) -> bool {
         let barriers = self.node.barrier(true);
         self.poke.notify_waiters();
         let wait = async {

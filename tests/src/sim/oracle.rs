@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use actors::message::Ingress;
 
+use super::chains;
 use super::ledger::Fate;
 use super::live::{Ground, Live};
 use super::machine::Machine;
@@ -104,7 +105,10 @@ fn compare(ground: &Ground, machines: &mut [&mut Machine]) -> Result<(), String>
     for (name, expected) in [("hot", &reference.hot), ("extra", &reference.extra)] {
         passed_on(ground, name, expected, found.get(name).unwrap_or(&empty));
     }
-    windows(ground, &reference, &found);
+    chains::of_pipelines(ground, &reference.windows, found.get("minutes").unwrap_or(&empty));
+    let mut late = late(&found);
+    chains::of_all_shards(ground, &telemetry, found.get("fleet").unwrap_or(&empty), &mut late);
+    windows(ground, &reference, &found, late);
     Ok(())
 }
 
@@ -157,8 +161,8 @@ fn passed_on(ground: &Ground, name: &str, expected: &[(String, i64, i64)], found
     }
 }
 
-/// Window results are those of the rows that came in time, and what came late is said to have.
-fn windows(ground: &Ground, reference: &Reference, found: &BTreeMap<String, Vec<arrow::array::RecordBatch>>) {
+/// What is said to have been late, by pipeline, device and window.
+fn late(found: &BTreeMap<String, Vec<arrow::array::RecordBatch>>) -> BTreeMap<(String, String, i64), u64> {
     let mut late: BTreeMap<(String, String, i64), u64> = BTreeMap::new();
     for batch in found.get(storage::schema::LATE).into_iter().flatten() {
         let (pipelines, devices) = (texts(batch, "pipeline"), texts(batch, "device"));
@@ -172,6 +176,16 @@ fn windows(ground: &Ground, reference: &Reference, found: &BTreeMap<String, Vec<
             *late.entry(key).or_default() += counts[at].unwrap_or_default() as u64;
         }
     }
+    late
+}
+
+/// Window results are those of the rows that came in time, and what came late is said to have.
+fn windows(
+    ground: &Ground,
+    reference: &Reference,
+    found: &BTreeMap<String, Vec<arrow::array::RecordBatch>>,
+    mut late: BTreeMap<(String, String, i64), u64>,
+) {
     let mut results: BTreeMap<(String, String, i64), Vec<Outcome>> = BTreeMap::new();
     for name in WINDOWED.map(|w| w.name) {
         for batch in found.get(name).into_iter().flatten() {

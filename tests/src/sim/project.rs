@@ -25,6 +25,12 @@ pub(super) const WINDOWED: [Windowed; 2] = [
     Windowed { name: "long", size: 30 * SECOND, lateness: 0, measured: true },
 ];
 
+/// Length of the windows of `minutes`, which sums up the results of `short`.
+pub(super) const MINUTES: i64 = 21 * SECOND;
+
+/// Length of the windows of `fleet`, whose groups have rows of all devices.
+pub(super) const FLEET: i64 = 10 * SECOND;
+
 /// The pipeline without windows: rows of `telemetry` above this temperature.
 pub(super) const HOT: f64 = 60.0;
 
@@ -58,7 +64,18 @@ fn text(version: u64) -> String {
     let extra = extra(version).map_or(String::new(), |of| {
         format!("CREATE PIPELINE extra AS SELECT device, ts, n FROM telemetry WHERE n % {of} = 0;\n")
     });
-    format!("{stream}{}{hot}{extra}", windowed.collect::<String>())
+    let minutes = format!(
+        "CREATE PIPELINE minutes WITH (lateness = INTERVAL '0 seconds') AS SELECT device, \
+         tumble(window_start, INTERVAL '{} seconds') AS w, sum(c) AS c FROM short GROUP BY device, w;\n",
+        MINUTES / SECOND
+    );
+    let fleet = format!(
+        "CREATE PIPELINE fleet WITH (lateness = INTERVAL '5 seconds') AS SELECT \
+         tumble(ts, INTERVAL '{} seconds') AS window_start, status, count(*) AS c, sum(n) AS s FROM telemetry \
+         GROUP BY window_start, status;\n",
+        FLEET / SECOND
+    );
+    format!("{stream}{}{minutes}{fleet}{hot}{extra}", windowed.collect::<String>())
 }
 
 /// A version of the project, checked and planned once.

@@ -287,6 +287,8 @@ impl World {
     /// Everybody is content: files are cut and compared with what should be in them.
     async fn settle(&mut self, live: &Live) -> End {
         note!(self.ground.trace, "everything is acknowledged");
+        // Until no device counts as live any more, and the windows that they share are closed.
+        tokio::time::sleep(Duration::from_nanos(pipelines::IDLE as u64) + Duration::from_secs(5)).await;
         if !live.flush().await {
             self.ground.trace.wrong("a flush does not end".to_owned());
             return End::Died;

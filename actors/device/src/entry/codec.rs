@@ -99,7 +99,7 @@ impl LogRecord {
         let kind = cursor.byte("a kind of record")?;
         let time = Timestamp(cursor.signed("a time")?);
         let body = match kind {
-            BATCH => {
+            BATCH if found == FIRST => {
                 // The shortest entry: a name of two bytes, a time, a tag and an epoch.
                 let count = cursor.count(5, "a number of entries")?;
                 let mut entries: Vec<Entry> = Vec::with_capacity(count);
@@ -109,12 +109,12 @@ impl LogRecord {
                 }
                 LogBody::Batch(entries)
             }
-            BARRIER => LogBody::Barrier {
+            BARRIER if found == FIRST => LogBody::Barrier {
                 barrier: Barrier(cursor.unsigned("a barrier number")?),
                 cut: boolean(&mut cursor, "whether files are cut")?,
                 catalog: cursor.unsigned("a catalog version")?,
             },
-            PARTIAL if found >= VERSION => LogBody::Partial(Partial {
+            PARTIAL if found == VERSION => LogBody::Partial(Partial {
                 pipeline: cursor.text("the name of a pipeline")?.to_owned(),
                 shard: match u16::try_from(cursor.unsigned("a shard")?) {
                     Ok(shard) => ShardId(shard),

@@ -109,8 +109,8 @@ fn payloads_share_the_input() {
 
 #[test]
 fn a_newer_version_says_so() {
-    let error = LogRecord::decode(Bytes::from_static(&[2, 1, 0, 0])).unwrap_err();
-    assert_eq!(error, DecodeError::Newer { found: 2, known: 1 });
+    let error = LogRecord::decode(Bytes::from_static(&[3, 1, 0, 0])).unwrap_err();
+    assert_eq!(error, DecodeError::Newer { found: 3, known: 2 });
     assert!(error.to_string().contains("run the newer engine"));
     assert_eq!(LogRecord::decode(Bytes::new()), Err(DecodeError::Damaged { at: 0, what: "a version" }));
 }
