@@ -3,7 +3,7 @@
 //! A map, from the rim inwards:
 //!
 //! * [`Pipeline`] (`pipeline.rs`): one running query of one shard: rows in, closed windows out, state saved and
-//!   restored;
+//!   restored; `outcome.rs`: what it gives; `finish.rs`: from groups to rows;
 //! * `lookup.rs`: what rows find in reference tables;
 //! * `plan.rs`: cuts DataFusion's physical plan at its aggregate; `stage.rs` evaluates what lies below and above it;
 //! * `operator.rs`: what a window operator is; `aligned.rs` for windows that follow the clock, `sessions.rs` for those
@@ -28,9 +28,11 @@ mod aligned;
 mod checkpoint;
 mod digest;
 mod error;
+mod finish;
 mod lookup;
 mod merge;
 mod operator;
+mod outcome;
 mod pipeline;
 mod plan;
 mod sessions;
@@ -43,6 +45,7 @@ mod watermark;
 mod window;
 
 pub use error::PipelineError;
-pub use pipeline::{Closed, LATE, LateRow, Pipeline, Stats};
+pub use outcome::{Closed, LATE, LateRow, Stats};
+pub use pipeline::Pipeline;
 pub use shared::{IDLE, owner};
 pub use watermark::{HOLD, SLACK};

@@ -14,8 +14,10 @@ use sql::PipelinePlan;
 
 use crate::checkpoint::{self, Identity};
 use crate::error::PipelineError;
+use crate::finish::finish;
 use crate::operator::{self, Late, Operator};
-use crate::pipeline::{Closed, LateRow, Parted, finish, parted};
+use crate::outcome::{Closed, LateRow};
+use crate::pipeline::{Parted, parted};
 use crate::plan::Windowed;
 use crate::shared::{Frontiers, Shared};
 use crate::store::Store;

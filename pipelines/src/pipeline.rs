@@ -12,9 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray, UInt32Array,
-};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, TimestampNanosecondArray, UInt32Array};
 use arrow::compute;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampNanosecondType, UInt32Type};
 use bytes::Bytes;
@@ -23,11 +21,13 @@ use datafusion::error::DataFusionError;
 use device::time::Timestamp;
 use sql::{Kind, PipelinePlan};
 
-use crate::aggregate::{self, Input};
+use crate::aggregate::Input;
 use crate::checkpoint::{self, Identity};
 pub(crate) use crate::error::PipelineError;
+use crate::finish::finish;
 use crate::lookup::{self, Lookup};
 use crate::operator::{self, Late, Operator};
+use crate::outcome::{Closed, LATE, LateRow, Stats};
 use crate::plan::{Cut, Windowed, cut};
 use crate::shared::{Local, Shared};
 use crate::stage::Stage;
@@ -37,55 +37,6 @@ use crate::watermark::{Entry, KEEP, Watermarks};
 /// Rows gathered before they are aggregated. Fewer cost more, most of all with percentiles, whose digests are
 /// rebuilt each time a group gets rows; more do not pay, as the columns no longer fit the caches.
 pub(crate) const GATHER: usize = 65_536;
-
-/// What a barrier gave.
-#[derive(Debug, Default)]
-pub struct Closed {
-    /// Rows of the result, with the columns that the plan announced. Of a windowed pipeline: sorted by device and
-    /// window start. Else in the order of the log.
-    pub rows: Vec<RecordBatch>,
-    /// What did not become part of the result, by device, window and reason.
-    pub late: Vec<LateRow>,
-}
-
-/// Rows that did not become part of a result.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LateRow {
-    /// The device that sent them.
-    pub device: String,
-    /// Start of the window they belong to; for a pipeline without windows, the row's `ts`.
-    pub window_start: Timestamp,
-    /// Just after the window's last instant.
-    pub window_end: Timestamp,
-    /// How many.
-    pub records: u64,
-    /// Why not.
-    pub reason: String,
-}
-
-/// Why a row was late, as [`LateRow::reason`] says it.
-pub const LATE: &str = "late: the window was closed for this device";
-
-/// Figures of a pipeline. Counts are since this process made it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Rows taken in.
-    pub rows: u64,
-    /// Rows given out.
-    pub emitted: u64,
-    /// Rows that came after their window was closed; once for each such window.
-    pub late_records: u64,
-    /// Rows on which an expression failed.
-    pub failed_records: u64,
-    /// Windows with state.
-    pub open_panes: usize,
-    /// Groups with state; an upper bound, as a group may have state in several places.
-    pub groups: usize,
-    /// Devices whose watermark is kept.
-    pub devices: usize,
-    /// Memory of the state and of rows gathered.
-    pub state_bytes: usize,
-}
 
 /// A running query of one shard.
 pub struct Pipeline {
@@ -580,48 +531,4 @@ fn column<'a>(batch: &'a RecordBatch, name: &str, expected: &DataType) -> Result
         found: found.map_or_else(|| "missing".to_owned(), |c| c.data_type().to_string()),
         expected: expected.to_string(),
     })
-}
-
-/// From groups (keys as in a state row, then values) to rows of the result, sorted by device and window.
-pub(crate) fn finish(
-    cut: &Windowed,
-    marks: &Watermarks,
-    groups: Vec<RecordBatch>,
-    output: &SchemaRef,
-) -> Result<Option<RecordBatch>, PipelineError> {
-    let Some(first) = groups.first() else { return Ok(None) };
-    let groups = compute::concat_batches(&first.schema(), &groups)?;
-    let ids = aggregate::devices(&groups)?.values();
-    let starts = aggregate::windows(&groups)?.values();
-    let mut named: Vec<(u32, &str)> = ids.iter().map(|id| (*id, marks.name(*id).unwrap_or_default())).collect();
-    named.sort_unstable();
-    named.dedup();
-    named.sort_unstable_by_key(|(_, name)| *name);
-    let ranks: datafusion::common::HashMap<u32, u32> = (0..).zip(&named).map(|(rank, (id, _))| (*id, rank)).collect();
-    let mut order: Vec<(u32, i64, u32)> = (0..)
-        .zip(ids.iter().zip(starts))
-        .map(|(row, (id, s))| (ranks.get(id).copied().unwrap_or(0), *s, row))
-        .collect();
-    order.sort_unstable();
-    let groups = compute::take_record_batch(&groups, &UInt32Array::from_iter_values(order.iter().map(|o| o.2)))?;
-
-    let mut rest = groups.columns().iter().skip(2).cloned();
-    let mut columns: Vec<ArrayRef> = Vec::with_capacity(cut.schema.fields().len());
-    for (at, field) in cut.schema.fields().iter().enumerate() {
-        let array: ArrayRef = if at == cut.window_at {
-            let starts: &Int64Array = aggregate::windows(&groups)?;
-            compute::cast(starts, field.data_type())?
-        } else if Some(at) == cut.device_at {
-            let ids = aggregate::devices(&groups)?.values().iter();
-            let names = StringArray::from_iter_values(ids.map(|id| marks.name(*id).unwrap_or_default()));
-            compute::cast(&names, field.data_type())?
-        } else {
-            rest.next().ok_or_else(|| DataFusionError::Internal("a group with too few columns".to_owned()))?
-        };
-        columns.push(array);
-    }
-    let fields: Vec<Field> = cut.schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
-    let groups = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?.project(cut.after.columns())?;
-    let (rows, _) = cut.after.run(groups, None)?;
-    Ok((rows.num_rows() > 0).then(|| RecordBatch::try_new(Arc::clone(output), rows.columns().to_vec())).transpose()?)
 }
