@@ -35,9 +35,15 @@ struct Args {
     /// Rows in all.
     #[arg(long, default_value_t = 10_000_000)]
     rows: usize,
-    /// Devices, each reporting once a second.
+    /// Devices.
     #[arg(long, default_value_t = 10_000)]
     devices: usize,
+    /// Seconds from one row of a device to the next.
+    #[arg(long, default_value_t = 1)]
+    every: i64,
+    /// Seconds that windows stay open behind their end: with 120, three are open at a time.
+    #[arg(long, default_value_t = 10)]
+    lateness: i64,
     /// Rows per batch, for both.
     #[arg(long, default_value_t = 8192)]
     batch: usize,
@@ -76,6 +82,7 @@ fn main() -> Result<(), Failure> {
     let batches = generate(&args)?;
     println!("{} rows of {} devices, {columns}", args.rows, args.devices);
 
+    let before = memory();
     let mut plain = Fastest::default();
     let mut operator = Fastest::default();
     let (mut expected, mut found) = (Vec::new(), Vec::new());
@@ -113,6 +120,15 @@ fn main() -> Result<(), Failure> {
         parts.largest as f64 / 1e6,
         parts.state as f64 / 1e6,
     );
+    println!(
+        "  open at most {} groups in {} windows, {:.0} bytes each",
+        parts.groups,
+        parts.windows,
+        parts.state as f64 / parts.groups.max(1) as f64
+    );
+    if let (Some((rows, _)), Some((_, most))) = (before, memory()) {
+        println!("  memory of the process: {rows} MB with the rows alone, {most} MB at most");
+    }
     println!("groups {} and {}, late {}", found.num_rows(), expected.num_rows(), parts.late);
     for (column, difference) in differences {
         println!("  {column:12} largest relative difference {difference:.1e}");
@@ -137,6 +153,22 @@ impl Fastest {
     }
 }
 
+/// When row `k` comes, in nanoseconds from the first.
+fn time_of(args: &Args, k: usize) -> i64 {
+    let each = i128::from(args.every) * i128::from(SECOND);
+    (k as i128 * each / args.devices.max(1) as i128) as i64
+}
+
+/// Memory of this process in megabytes, where the system tells it: now, and at most.
+fn memory() -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kb| kb / 1000)
+    };
+    Some((of("VmRSS:")?, of("VmHWM:")?))
+}
+
 fn schema() -> SchemaRef {
     let time = storage::schema::timestamp();
     Arc::new(Schema::new(vec![
@@ -159,7 +191,7 @@ fn generate(args: &Args) -> Result<Vec<RecordBatch>, Failure> {
         let (mut v, mut q) = (Vec::new(), Vec::new());
         for k in at..at + count {
             let device = k % args.devices;
-            let now = START + (k as i64) * SECOND / args.devices as i64;
+            let now = START + time_of(args, k);
             let behind = if random.random_range(0..100) < 2 { random.random_range(0..5 * SECOND) } else { 0 };
             devices.push(names.get(device).map_or("", String::as_str));
             ts.push(now - behind);
@@ -196,15 +228,18 @@ struct Parts {
     count: usize,
     largest: usize,
     state: usize,
+    groups: usize,
+    windows: usize,
     late: u64,
 }
 
 fn run_operator(args: &Args, batches: &[RecordBatch], columns: &str) -> Result<(Vec<RecordBatch>, Parts), Failure> {
     let text = format!(
         "CREATE STREAM t (v DOUBLE, q DOUBLE);
-         CREATE PIPELINE p WITH (lateness = INTERVAL '10 seconds') AS
+         CREATE PIPELINE p WITH (lateness = INTERVAL '{} seconds') AS
          SELECT device, tumble(ts, INTERVAL '1 minute') AS w, {columns} FROM t
-         GROUP BY device, tumble(ts, INTERVAL '1 minute');"
+         GROUP BY device, tumble(ts, INTERVAL '1 minute');",
+        args.lateness
     );
     let project = sql::check(&[SourceFile { name: "bench.sql".to_owned(), text }])
         .map_err(|found| found.into_iter().map(|d| d.message).collect::<Vec<_>>().join("; "))?;
@@ -227,8 +262,7 @@ fn run_operator(args: &Args, batches: &[RecordBatch], columns: &str) -> Result<(
         }
         since = 0;
         parts.ingest += started.elapsed();
-        parts.state = parts.state.max(pipeline.stats().state_bytes);
-        let mut now = START + (rows as i64) * SECOND / args.devices as i64;
+        let mut now = START + time_of(args, rows);
         if last {
             // Long after: everything is closed.
             now += 2 * pipelines::HOLD;
@@ -236,6 +270,10 @@ fn run_operator(args: &Args, batches: &[RecordBatch], columns: &str) -> Result<(
         let before = Instant::now();
         let closed = pipeline.barrier(Timestamp(now))?;
         parts.barriers += before.elapsed();
+        let stats = pipeline.stats();
+        if stats.groups >= parts.groups {
+            (parts.state, parts.groups, parts.windows) = (stats.state_bytes, stats.groups, stats.open_panes);
+        }
         parts.late += closed.late.iter().map(|l| l.records).sum::<u64>();
         out.extend(closed.rows);
         if !args.no_checkpoint {

@@ -1,4 +1,4 @@
-//! Random queries over random logs, with restores at random places, against plain DataFusion over the rows that
+//! Random queries over random logs and streams of random columns, with restores at random places, against plain DataFusion over the rows that
 //! count.
 //!
 //! Which rows count, and for which window, is said here once more, row by row and without any state rows. Plain
@@ -267,10 +267,11 @@ fn case(seed: u64) {
         gather: 1 + random.below(80) as usize,
         restore_each: (random.below(4) > 0).then(|| 1 + random.below(5) as usize),
     };
-    let what = format!("seed {seed}: {}, {windowing:?}, lateness {} s", query.text, lateness / SECOND);
+    let columns = random_columns(&mut random);
+    let what = format!("seed {seed}: {} of {columns}, {windowing:?}, lateness {} s", query.text, lateness / SECOND);
 
     let written = query.text.replace("{W}", &windowing.written()).replace("{END}", "window_end()");
-    let (plan, schema) = plan_with(&written, lateness);
+    let (plan, schema) = plan_of(&columns, &written, lateness);
     let outcome = run(&plan, &schema, &events, how);
     let straight = run(&plan, &schema, &events, How { chop: 1000, restore_each: None, ..how });
     assert_eq!(outcome.closed, straight.closed, "{what}: restored and not");

@@ -54,8 +54,32 @@ pub(super) fn plan(select: &str) -> (PipelinePlan, SchemaRef) {
 }
 
 pub(super) fn plan_with(select: &str, lateness: i64) -> (PipelinePlan, SchemaRef) {
+    plan_of("v DOUBLE, i BIGINT, s TEXT, b BOOLEAN", select, lateness)
+}
+
+/// Columns of the stream `t`, in an order and of types that fit the values of a [`Row`], and others between them.
+pub(super) fn random_columns(random: &mut Random) -> String {
+    let mut left = vec![
+        format!("v {}", ["DOUBLE", "DOUBLE", "FLOAT"][random.below(3) as usize]),
+        format!("i {}", ["BIGINT", "INTEGER", "SMALLINT", "TINYINT"][random.below(4) as usize]),
+        "s TEXT".to_owned(),
+        "b BOOLEAN".to_owned(),
+    ];
+    for other in ["x1 DOUBLE", "x2 TEXT", "x3 DOUBLE[]", "x4 BYTEA", "x5 BIGINT UNSIGNED"] {
+        if random.below(3) == 0 {
+            left.push(other.to_owned());
+        }
+    }
+    let mut columns = Vec::new();
+    while !left.is_empty() {
+        columns.push(left.swap_remove(random.below(left.len() as u64) as usize));
+    }
+    columns.join(", ")
+}
+
+pub(super) fn plan_of(columns: &str, select: &str, lateness: i64) -> (PipelinePlan, SchemaRef) {
     let text = format!(
-        "CREATE STREAM t (v DOUBLE, i BIGINT, s TEXT, b BOOLEAN);
+        "CREATE STREAM t ({columns});
          CREATE PIPELINE p WITH (lateness = INTERVAL '{} seconds') AS {select};",
         lateness / SECOND
     );
@@ -81,8 +105,8 @@ pub(super) fn batch(schema: &SchemaRef, rows: &[Row]) -> RecordBatch {
                 "epoch" => Arc::new(Int64Array::from_value(1, n)),
                 "seq" => Arc::new(Int64Array::from_iter_values(0..n as i64)),
                 "assured" => Arc::new(BooleanArray::from(vec![true; n])),
-                "v" => Arc::new(rows.iter().map(|r| r.v).collect::<Float64Array>()),
-                "i" => Arc::new(rows.iter().map(|r| r.i).collect::<Int64Array>()),
+                "v" => compute::cast(&rows.iter().map(|r| r.v).collect::<Float64Array>(), field.data_type()).unwrap(),
+                "i" => compute::cast(&rows.iter().map(|r| r.i).collect::<Int64Array>(), field.data_type()).unwrap(),
                 "s" => Arc::new(rows.iter().map(|r| r.s.clone()).collect::<StringArray>()),
                 "b" => Arc::new(rows.iter().map(|r| r.b).collect::<BooleanArray>()),
                 _ if field.is_nullable() => new_null_array(field.data_type(), n),

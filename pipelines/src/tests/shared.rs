@@ -180,10 +180,11 @@ fn case(seed: u64) {
     let query = query(&mut random, false);
     let events = log(&mut random);
     let shards = 1 + random.below(3) as u16;
-    let what = format!("seed {seed}: {}, {windowing:?}, lateness {} s", query.text, lateness / SECOND);
+    let columns = random_columns(&mut random);
+    let what = format!("seed {seed}: {} of {columns}, {windowing:?}, lateness {} s", query.text, lateness / SECOND);
 
     let written = query.text.replace("{W}", &windowing.written()).replace("{END}", "window_end()");
-    let (plan, schema) = plan_with(&written, lateness);
+    let (plan, schema) = plan_of(&columns, &written, lateness);
     let rows: Vec<Row> =
         events.iter().filter_map(|e| if let Event::Row(r) = e { Some(r.clone()) } else { None }).collect();
     let all = batch(&schema, &rows);
