@@ -45,6 +45,16 @@ pub fn registry(kind: &str, name: &str) -> String {
     format!("registry/{kind}/{name}")
 }
 
+/// The object that names the files of a table that are on their way out.
+pub fn removed(table: &str) -> String {
+    registry("tables", table)
+}
+
+/// The object that counts the rows of a table that retention has removed, as of a version.
+pub fn expired(table: &str, version: u64) -> String {
+    registry("expired", &format!("{table}-{version}"))
+}
+
 /// A finished file of a table.
 pub fn table_file(name: &str, partition: Partition, file: FileName) -> String {
     format!("tables/{name}/{partition}/{file}")
