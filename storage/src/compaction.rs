@@ -243,24 +243,27 @@ impl TableStore {
         Ok(Merged { name, rows: written.rows() })
     }
 
-    /// Makes sure that a file holds the rows of the files whose place it took ([`Covering::parts`]): what a crash between
-    /// writing and hiding leaves. If it does not, it is deleted, so that they count again.
+    /// Makes sure that a merged file holds the rows of the files whose place it took ([`Covering::parts`]): what a crash
+    /// between writing and hiding leaves. If it does not, it is deleted, so that they count again. False for a file that
+    /// was not merged: it covers others because it is to hold other rows, and that is not for compaction to judge.
     pub async fn same_rows(
         &self,
         table: &str,
         partition: Partition,
         name: FileName,
         parts: &[FileName],
-    ) -> Result<(), MergeError> {
+    ) -> Result<bool, MergeError> {
         let all: Vec<FileName> = parts.iter().copied().chain([name]).collect();
         let found = self.look(table, partition, &all).await?;
         let facts: Vec<&Fact> = found.iter().map(|(_, fact)| fact.as_ref()).collect();
         let path = layout::table_file(table, partition, name);
-        let Some(schema) = union(&facts) else { return Ok(()) };
+        let Some(schema) = union(&facts).filter(|_| facts.last().is_some_and(|fact| fact.merged)) else {
+            return Ok(false);
+        };
         let old = self.digest(table, partition, parts, &schema).await?;
         let new = self.digest(table, partition, &[name], &schema).await?;
         match old.differs(&new) {
-            None => Ok(()),
+            None => Ok(true),
             Some(difference) => {
                 self.take_back(&path).await?;
                 Err(MergeError::Differs { path, difference })
@@ -280,7 +283,7 @@ impl TableStore {
         partition: Partition,
         names: &[FileName],
     ) -> Result<Vec<(TableFile, Arc<Fact>)>, TableError> {
-        let (all, _) = self.all(table).await?;
+        let all = self.all(table, Some(partition)).await?;
         let mut found = Vec::with_capacity(names.len());
         for name in names {
             let file = all.iter().find(|file| file.partition == partition && file.name == *name).cloned();

@@ -35,6 +35,11 @@ pub fn table(name: &str) -> String {
     format!("tables/{name}")
 }
 
+/// The folder of one partition of a table.
+pub fn partition(table: &str, partition: Partition) -> String {
+    format!("tables/{table}/{partition}")
+}
+
 /// The database that holds the state of a shard.
 pub fn shard_state(shard: ShardId) -> String {
     format!("shards/{shard}/state")

@@ -105,9 +105,9 @@ impl Seen {
 }
 
 impl TableStore {
-    /// The files of a table as they are now.
-    pub async fn census(&self, table: &str) -> Result<Census, TableError> {
-        let (all, _) = self.all(table).await?;
+    /// The files of a table as they are now; or of one partition, whose newest time is then the newest of all.
+    pub async fn census(&self, table: &str, within: Option<Partition>) -> Result<Census, TableError> {
+        let all = self.all(table, within).await?;
         let visible = layout::visible(all.iter().map(|file| (file.partition, file.name)));
         let visible: BTreeSet<File> = visible.into_iter().collect();
         let last = visible.iter().map(|(partition, _)| *partition).max_by_key(|partition| partition.span().1);

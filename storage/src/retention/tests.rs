@@ -117,7 +117,7 @@ async fn a_partition_goes_at_once_and_its_files_later() {
     for (number, shard) in [(0, 0), (0, 1), (1, 0), (2, 0)] {
         cut(&store, shard, number as u64, number).await;
     }
-    let census = tables.census("t").await.unwrap();
+    let census = tables.census("t", None).await.unwrap();
     assert_eq!((census.files.len(), census.newest), (4, Some(DAY + 2 * HOUR + 3)), "the newest row, not its hour");
     let done = BTreeMap::from([(ShardId(0), Barrier(9))]);
     assert_eq!(census.files.iter().filter(|file| file.settled(&done)).count(), 3, "nothing is known of shard 1");
@@ -151,7 +151,7 @@ async fn a_partition_goes_at_once_and_its_files_later() {
     // What comes late for that hour counts again, until the next look.
     cut(&store, 1, 5, 0).await;
     assert_eq!(count(&tables).await, 12);
-    let late = tables.census("t").await.unwrap().files[0];
+    let late = tables.census("t", None).await.unwrap().files[0];
     let counts = tables.count("t", &[(late.partition, late.name)]).await.unwrap();
     tables.hide("t", &[(late.partition, late.name)], &counts).await.unwrap();
     assert_eq!(tables.expired("t").await.unwrap().values().sum::<u64>(), 12);
@@ -184,7 +184,7 @@ async fn dead_letters_are_counted_by_the_records_in_them() {
     };
     write_cut(&store, ShardId(0), Barrier(0), Barrier(1), vec![table]).await.unwrap();
     let tables = TableStore::open(store);
-    let file = tables.census(DEAD_LETTERS).await.unwrap().files[0];
+    let file = tables.census(DEAD_LETTERS, None).await.unwrap().files[0];
     let counts = tables.count(DEAD_LETTERS, &[(file.partition, file.name)]).await.unwrap();
     assert_eq!(counts, Counts::from([(("a".to_owned(), 4), 9)]));
 }

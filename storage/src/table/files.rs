@@ -49,10 +49,17 @@ pub(super) async fn tables(store: &Store) -> Result<Vec<String>, TableError> {
 /// How often a listing begins anew because files were taken out meanwhile, before it fails.
 const LISTINGS: usize = 100;
 
-/// All files of a table at one moment, also those that are obsolete; without those on their way out, which are
+/// All files of a table, or of one of its partitions, at one moment, also those that are obsolete; without those on their way out, which are
 /// given apart.
-pub(super) async fn all(store: &Store, table: &str) -> Result<(Vec<TableFile>, Removed), TableError> {
-    let folder = Path::from(layout::table(table));
+pub(super) async fn all(
+    store: &Store,
+    table: &str,
+    within: Option<Partition>,
+) -> Result<(Vec<TableFile>, Removed), TableError> {
+    let folder = Path::from(match within {
+        Some(partition) => layout::partition(table, partition),
+        None => layout::table(table),
+    });
     let reading = store.reading();
     let mut before = Removed::load(store, table).await?;
     for _ in 0..LISTINGS {
@@ -61,6 +68,7 @@ pub(super) async fn all(store: &Store, table: &str) -> Result<(Vec<TableFile>, R
         while let Some(meta) = objects.try_next().await.map_err(|error| failed(store, &error))? {
             if let Some((owner, partition, name)) = layout::parse_table_file(meta.location.as_ref())
                 && owner == table
+                && within.is_none_or(|within| within == partition)
                 && !before.files.contains(&(partition, name))
             {
                 found.insert((partition, name), meta);
@@ -79,16 +87,18 @@ pub(super) async fn all(store: &Store, table: &str) -> Result<(Vec<TableFile>, R
     Err(TableError::List { root: store.root().display().to_string(), reason })
 }
 
-/// The visible files of a table, by partition, shard and range, of those that count.
+/// The visible files of a table or of one of its partitions, by partition, shard and range, if there were only those
+/// that `counts` takes.
 ///
 /// What does not count covers nothing either: a file that was merged of one that counts and one that does not yet
 /// must not hide the first.
 pub(super) async fn list(
     store: &Store,
     table: &str,
+    within: Option<Partition>,
     counts: impl Fn(FileName) -> bool,
 ) -> Result<Vec<TableFile>, TableError> {
-    let (files, _) = all(store, table).await?;
+    let (files, _) = all(store, table, within).await?;
     Ok(visible(files.into_iter().filter(|file| counts(file.name)).collect()))
 }
 
@@ -123,6 +133,8 @@ pub(crate) struct Fact {
     pub(crate) version: Option<String>,
     /// The latest time in it, nanoseconds since the Unix epoch.
     pub(crate) newest: Option<i64>,
+    /// It was merged of files whose rows it holds.
+    pub(crate) merged: bool,
     /// Rows.
     pub(crate) rows: u64,
     /// Bytes of its largest row group, compressed.
@@ -200,6 +212,7 @@ fn fact(metadata: &ParquetMetaData) -> datafusion::parquet::errors::Result<Fact>
         schema: Arc::new(Schema::new(plain.fields().iter().map(described).collect::<Vec<_>>())),
         version: text(key::VERSION),
         newest: newest.max(),
+        merged: entries.contains_key(key::MERGED),
         rows: groups.iter().map(|group| u64::try_from(group.num_rows()).unwrap_or(0)).sum(),
         group_bytes: groups.iter().filter_map(|group| u64::try_from(group.compressed_size()).ok()).max().unwrap_or(0),
         time_column,

@@ -38,7 +38,7 @@ use self::readers::Readers;
 pub use self::readers::{Moment, Reading};
 pub(crate) use self::removed::Removed;
 use crate::columns;
-use crate::layout::{self, FileName};
+use crate::layout::{self, FileName, Partition};
 use crate::store::Store;
 
 /// Why tables could not be read.
@@ -120,7 +120,7 @@ impl TableStore {
 
     /// The files of a table that count now, by partition, shard and range.
     pub async fn files(&self, table: &str) -> Result<Vec<String>, TableError> {
-        let files = files::list(&self.store, table, |_| true).await?;
+        let files = files::list(&self.store, table, None, |_| true).await?;
         Ok(files.into_iter().map(|file| file.path(table)).collect())
     }
 
@@ -145,7 +145,7 @@ impl TableStore {
         let counts = |file: FileName| upto.get(&file.shard).is_none_or(|upto| file.to <= *upto);
         let mut tries = 0;
         let (files, facts) = loop {
-            let files = files::list(&self.store, table, counts).await?;
+            let files = files::list(&self.store, table, None, counts).await?;
             tries += 1;
             match self.facts.of(table, &files).await {
                 Ok(facts) => break (files, facts),
@@ -208,13 +208,14 @@ impl TableStore {
 
 /// What retention and compaction build on.
 impl TableStore {
-    pub(crate) fn store(&self) -> &Store {
+    /// Where they are.
+    pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// All files, obsolete ones too, and those on their way out apart.
-    pub(crate) async fn all(&self, table: &str) -> Result<(Vec<TableFile>, Removed), TableError> {
-        files::all(&self.store, table).await
+    /// All files of a table or partition, obsolete ones too, without those on their way out.
+    pub(crate) async fn all(&self, table: &str, within: Option<Partition>) -> Result<Vec<TableFile>, TableError> {
+        Ok(files::all(&self.store, table, within).await?.0)
     }
 
     /// The facts of `files`, the newest file last.
