@@ -59,8 +59,8 @@ BY_PARTITION = "SELECT CAST(date AS TEXT) AS d, hour AS h, count(*) AS n FROM {}
 def publish(engine, records):
     """Publishes records, and returns when all are acknowledged. `records`: device, ts, value."""
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="feeder")
-    client.connect("127.0.0.1", engine.mqtt_port)
     client.max_inflight_messages_set(1000)
+    client.connect("127.0.0.1", engine.mqtt_port)
     client.loop_start()
     sent = [
         client.publish(f"devices/{device}/telemetry", json.dumps({"ts": ts, "value": value}), qos=1)

@@ -335,13 +335,13 @@ mod tests {
         let day = stream.replace(");", ") WITH (partition = 'day');");
         assert_eq!(fates(&format!("{day}{a}{b}")), [of("a", Fate::Kept), of("b", Fate::Kept)]);
         // So is how long rows are kept.
-        let week = stream.replace(");", ") WITH (retain = INTERVAL '7 days');");
-        let kept = changes(&old, &overview(&format!("{week}{a}{b}"))).remove(0);
+        let six = stream.replace(");", ") WITH (retain = INTERVAL '6 days');");
+        let kept = changes(&old, &overview(&format!("{six}{a}{b}"))).remove(0);
         assert_eq!((kept.name.as_str(), kept.fate), ("telemetry", Fate::Kept));
-        assert_eq!(kept.text, "rows are kept for 7 days, not for ever");
-        assert_eq!(kept.retain_ns, Some(7 * 86_400_000_000_000));
-        let back = changes(&overview(&format!("{week}{a}{b}")), &old).remove(0);
-        assert_eq!((back.text.as_str(), back.retain_ns), ("rows are kept for ever, not for 7 days", None));
+        assert_eq!(kept.text, "rows are kept for 6 days, not for ever");
+        assert_eq!(kept.retain_ns, Some(6 * 86_400_000_000_000));
+        let back = changes(&overview(&format!("{six}{a}{b}")), &old).remove(0);
+        assert_eq!((back.text.as_str(), back.retain_ns), ("rows are kept for ever, not for 6 days", None));
         let two = |days| {
             overview(&format!("{stream}{}", a.replace("a AS", &format!("a WITH (retain = INTERVAL '{days} days') AS"))))
         };

@@ -118,10 +118,15 @@ pub async fn run_over_files(
             Ok(context) => run(&context, sql, bounds).await,
             Err(error) => Err(error),
         };
-        match result {
-            Err(QueryError::Gone(_)) if tries < TRIES => tries += 1,
-            result => return result,
+        let gone = match &result {
+            Err(QueryError::Gone(_)) => true,
+            Err(QueryError::Query(text)) => store.names_gone(text).await,
+            _ => false,
+        };
+        if !gone || tries == TRIES {
+            return result;
         }
+        tries += 1;
     }
 }
 

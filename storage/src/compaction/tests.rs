@@ -240,7 +240,8 @@ async fn the_merged_file_is_one_that_a_cut_could_have_written() {
         assert_eq!((one.encodings_mask(), one.compression()), (other.encodings_mask(), other.compression()), "{path}");
         assert_eq!(one.statistics(), other.statistics(), "{path}");
     }
-    assert_eq!(read(&files[0]), read(&whole.glob()[0]), "the same rows in the same order");
+    let columns = |path| read(path).columns().to_vec();
+    assert_eq!(columns(&files[0]), columns(&whole.glob()[0]), "the same rows in the same order");
     assert!(std::fs::metadata(&files[0]).unwrap().len() < before as u64);
     let merged = read(&files[0]);
     let devices = merged.column(0).as_string::<i32>();
@@ -253,7 +254,7 @@ async fn the_merged_file_is_one_that_a_cut_could_have_written() {
 
 #[tokio::test]
 async fn a_file_that_does_not_hold_what_it_covers_is_taken_back() {
-    let at = Fixture::new();
+    let mut at = Fixture::new();
     at.cut(0, (0, 1), vec![rows(DAY, 0..10, false)]).await;
     at.cut(0, (1, 2), vec![rows(DAY, 10..20, false)]).await;
     assert!(at.merge_one(0).await);
@@ -267,6 +268,7 @@ async fn a_file_that_does_not_hold_what_it_covers_is_taken_back() {
     assert_eq!(at.seen().await.len(), 21);
     // A file that replaces others with other rows is left alone, and so are they.
     at.cut(0, (0, 2), vec![rows(DAY, 0..5, false)]).await;
+    at.tables = TableStore::open(Store::scratch(at.dir.path()).unwrap());
     let covering = coverings(&at.tables.census("t", None).await.unwrap().files).remove(0);
     assert!(!at.tables.same_rows("t", covering.partition, covering.name, &covering.parts).await.unwrap());
     assert_eq!(at.seen().await, (0..5).collect::<Vec<i64>>());

@@ -130,6 +130,22 @@ impl TableStore {
         self.readers.begin()
     }
 
+    /// Whether a text, for instance an error of a query, names a file of a table that is not there any more. Readers of
+    /// Parquet tell what they could not find in words only.
+    pub async fn names_gone(&self, text: &str) -> bool {
+        let reading = self.store.reading();
+        for word in text.split(|c: char| c.is_whitespace() || "\"'`,;:()".contains(c)) {
+            let Some(path) = word.find("tables/").and_then(|at| word.get(at..)) else { continue };
+            if layout::parse_table_file(path).is_some() {
+                let found = reading.head(&object_store::path::Path::from(path)).await;
+                if matches!(found, Err(object_store::Error::NotFound { .. })) {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
     /// A snapshot of a table to query: its files and `live` rows. `None` if nothing at all is known of it.
     ///
     /// Of a shard in `live`, only files up to its `files_upto` count; take the live rows first and then call this,
