@@ -2,8 +2,10 @@
 //! and a repair never replace the same files at once.
 //!
 //! A [`Lease`] says that somebody reads or replaces a range of a table and may take long. A [`Claim`] is taken by housekeeping
-//! for one step: it is refused where a lease stands, and a lease waits until it is over. So whoever has a lease lists
-//! a table and finds the same files as long as it keeps it, but for new ones.
+//! for one step: it is refused where a lease stands, and a lease waits until it is over. So whoever has a lease and then
+//! lists the table finds the same files as long as it keeps it, but for new ones of cuts. A repair takes its leases (on the
+//! stream that it reads, and on the table whose files it replaces) before it asks for the barrier that it works up to: then
+//! no merged file reaches beyond that barrier.
 //!
 //! Deliberately absent: leases of other processes. There are none, because the data directory has a lock.
 

@@ -17,6 +17,7 @@ use arrow::array::{Array, AsArray, Int64Array, RecordBatch, StringArray, UInt64A
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, UInt32Type, UInt64Type};
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
+use bytes::Bytes;
 use device::id::ShardId;
 use device::seq::Barrier;
 use device::time::Timestamp;
@@ -229,23 +230,7 @@ impl TableStore {
             Err(object_store::Error::NotFound { .. }) => return Err(TableError::Gone { path }),
             Err(error) => return Err(failed(error.to_string())),
         };
-        let reader = StreamReader::try_new(std::io::Cursor::new(bytes), None).map_err(|e| failed(e.to_string()))?;
-        let mut counts = Counts::new();
-        for batch in reader {
-            let batch = batch.map_err(|error| failed(error.to_string()))?;
-            let columns = (
-                batch.column_by_name("device").and_then(|column| column.as_string_opt::<i32>()),
-                batch.column_by_name("epoch").and_then(|column| column.as_primitive_opt::<Int64Type>()),
-                batch.column_by_name("rows").and_then(|column| column.as_primitive_opt::<UInt64Type>()),
-            );
-            let (Some(devices), Some(epochs), Some(rows)) = columns else {
-                return Err(failed("it has other columns".to_owned()));
-            };
-            for row in 0..batch.num_rows() {
-                counts.insert((devices.value(row).to_owned(), epochs.value(row)), rows.value(row));
-            }
-        }
-        Ok(counts)
+        decode(bytes).map_err(failed)
     }
 }
 
@@ -302,6 +287,24 @@ fn encode(counts: &Counts) -> Result<Vec<u8>, arrow::error::ArrowError> {
     writer.write(&batch)?;
     writer.finish()?;
     writer.into_inner()
+}
+
+fn decode(bytes: Bytes) -> Result<Counts, String> {
+    let reader = StreamReader::try_new(std::io::Cursor::new(bytes), None).map_err(|error| error.to_string())?;
+    let mut counts = Counts::new();
+    for batch in reader {
+        let batch = batch.map_err(|error| error.to_string())?;
+        let columns = (
+            batch.column_by_name("device").and_then(|column| column.as_string_opt::<i32>()),
+            batch.column_by_name("epoch").and_then(|column| column.as_primitive_opt::<Int64Type>()),
+            batch.column_by_name("rows").and_then(|column| column.as_primitive_opt::<UInt64Type>()),
+        );
+        let (Some(devices), Some(epochs), Some(rows)) = columns else { return Err("it has other columns".to_owned()) };
+        for row in 0..batch.num_rows() {
+            counts.insert((devices.value(row).to_owned(), epochs.value(row)), rows.value(row));
+        }
+    }
+    Ok(counts)
 }
 
 #[cfg(test)]

@@ -123,6 +123,17 @@ async fn what_is_too_old_goes_at_once_and_its_files_after_the_grace_time() {
 }
 
 #[tokio::test]
+async fn a_damaged_file_goes_with_its_partition() {
+    let mut bench = Bench::new(retain(2));
+    bench.cut(&[0, 1, 2, 3, 4]).await;
+    let path = bench.dir.path().join("tables/t/date=2026-11-23/hour=00/0000-000000000000-000000000001.parquet");
+    std::fs::write(path, b"no file of ours").unwrap();
+    assert_eq!(bench.look(10, 0).await.partitions, 2);
+    assert_eq!(bench.tables.expired("t").await.unwrap().values().sum::<u64>(), 10, "what could be counted");
+    assert_eq!(bench.rows().await, 30);
+}
+
+#[tokio::test]
 async fn a_query_that_runs_keeps_the_files_it_has_seen() {
     let mut bench = Bench::new(retain(2));
     bench.cut(&[0, 1, 2, 3, 4]).await;

@@ -109,6 +109,9 @@ async fn retention(
     Path(table): Path<String>,
     Query(retain): Query<Retain>,
 ) -> Result<Json<Option<housekeeping::Drops>>, Problem> {
+    if retain.retain_ns <= 0 {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "retain_ns must be longer than nothing"));
+    }
     let drops = housekeeping::would_drop(&api.core.tables, &table, retain.retain_ns, (api.clock)()).await;
     drops.map(Json).map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
 }

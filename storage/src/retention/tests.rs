@@ -188,3 +188,17 @@ async fn dead_letters_are_counted_by_the_records_in_them() {
     let counts = tables.count(DEAD_LETTERS, &[(file.partition, file.name)]).await.unwrap();
     assert_eq!(counts, Counts::from([(("a".to_owned(), 4), 9)]));
 }
+
+/// Golden: a count as it was first written. `WEIR_GOLDEN=write` writes it if it is not there.
+#[test]
+fn a_count_of_the_first_version_is_read() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/expired_v1.arrow");
+    let counts = Counts::from([(("a".to_owned(), 7), 40), (("b".to_owned(), i64::MAX), 2)]);
+    if std::env::var("WEIR_GOLDEN").is_ok_and(|value| value == "write") && !std::path::Path::new(path).exists() {
+        std::fs::write(path, encode(&counts).unwrap()).unwrap();
+    }
+    let stored = std::fs::read(path).unwrap();
+    assert_eq!(decode(stored.into()).unwrap(), counts);
+    assert_eq!(decode(encode(&counts).unwrap().into()).unwrap(), counts);
+    assert!(decode(b"no count".to_vec().into()).is_err());
+}

@@ -113,6 +113,9 @@ mod tests {
         assert_eq!(saved.version, 7);
         assert_eq!(Removed::load(&store, "t").await.unwrap(), saved);
         let path = dir.path().join(layout::removed("t"));
+        // Golden: the text of format 1.
+        let text = "weir removed 1\nversion 7\nledger 2\ntables/t/date=1970-01-01/hour=00/0001-000000000003-000000000009.parquet\n";
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         for (text, why) in [
             ("weir removed 2\nversion 1\n", "newer weir"),
             ("version 1\n", "does not begin"),
