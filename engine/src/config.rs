@@ -1,5 +1,6 @@
 //! The configuration of `weir run`: defaults, then the file, then `WEIR_*` variables, then flags.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -52,6 +53,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// When things become durable and visible.
     pub durability: DurabilityConfig,
+    /// Retention and compaction.
+    pub tables: TablesConfig,
     /// The pipeline project.
     pub pipelines: PipelinesConfig,
     /// Bounds.
@@ -159,6 +162,32 @@ impl Default for DurabilityConfig {
     }
 }
 
+/// `[tables]`: how long streams and pipelines are kept stands in their own `WITH (...)`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TablesConfig {
+    /// How often retention and compaction look at the tables.
+    #[serde(with = "duration")]
+    pub retention_every: Duration,
+    /// How long a file that is out of the listings stays for readers of other programs, which may have listed it before.
+    #[serde(with = "duration")]
+    pub grace: Duration,
+    /// How long system tables are kept, by name; those that are not named are kept for ever.
+    #[serde(with = "durations")]
+    pub retain: BTreeMap<String, Duration>,
+    /// How long after its end a partition of a system table is cold, so that its files are merged; those that are not
+    /// named are left as they are.
+    #[serde(with = "durations")]
+    pub compact: BTreeMap<String, Duration>,
+}
+
+impl Default for TablesConfig {
+    fn default() -> Self {
+        let minute = Duration::from_secs(60);
+        Self { retention_every: minute, grace: minute, retain: BTreeMap::new(), compact: BTreeMap::new() }
+    }
+}
+
 /// `[pipelines]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -262,10 +291,42 @@ impl Config {
             let message = format!("{text:?} is not a topic filter that can be closed: {wrong}");
             return Err(ConfigError::Value { key: "mqtt.no_subscribe", message });
         }
+        self.tables.validate()?;
         if self.limits.in_flight < 1 << 20 {
             return Err(ConfigError::Value { key: "limits.in_flight", message: "must be at least 1 MiB".into() });
         }
         Ok(())
+    }
+}
+
+impl TablesConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        if self.retention_every < Duration::from_millis(100) {
+            let message = "must be at least \"100ms\": each look lists the tables".into();
+            return Err(ConfigError::Value { key: "tables.retention_every", message });
+        }
+        for (key, all) in [("tables.retain", &self.retain), ("tables.compact", &self.compact)] {
+            for (name, time) in all {
+                if !storage::schema::is_system(name) {
+                    let message = format!(
+                        "{name} is no system table (those are _dead_letters, _losses, _late); \
+                         how long a stream or pipeline is kept stands in its WITH (...)"
+                    );
+                    return Err(ConfigError::Value { key, message });
+                }
+                if time.is_zero() && key == "tables.retain" {
+                    let message = format!("{name} must be kept for longer than nothing");
+                    return Err(ConfigError::Value { key, message });
+                }
+            }
+        }
+        match self.compact.iter().find(|(name, cold)| self.retain.get(*name).is_some_and(|retain| retain <= *cold)) {
+            Some((name, _)) => {
+                let message = format!("{name} is not kept for so long: shorten it, or leave it out");
+                Err(ConfigError::Value { key: "tables.compact", message })
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -299,6 +360,28 @@ mod duration {
         let text = String::deserialize(deserializer)?;
         humantime::parse_duration(&text)
             .map_err(|e| D::Error::custom(format!("`{text}` is not a duration ({e}); write for example \"15s\"")))
+    }
+}
+
+mod durations {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(transparent)]
+    struct Text(#[serde(with = "super::duration")] Duration);
+
+    pub(super) fn serialize<S: Serializer>(all: &BTreeMap<String, Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(all.iter().map(|(name, time)| (name, Text(*time))))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<String, Duration>, D::Error> {
+        let all = BTreeMap::<String, Text>::deserialize(deserializer)?;
+        Ok(all.into_iter().map(|(name, Text(time))| (name, time)).collect())
     }
 }
 
@@ -397,6 +480,29 @@ mod tests {
         let again = Config::parse(&toml::to_string(&config).unwrap()).unwrap();
         assert_eq!(again.mqtt.max_keep_alive, config.mqtt.max_keep_alive);
         assert_eq!(again.mqtt.no_subscribe, config.mqtt.no_subscribe);
+    }
+
+    #[test]
+    fn how_long_system_tables_are_kept_is_said_by_name() {
+        let text =
+            "[tables]\ngrace = \"2m\"\n[tables.retain]\n_late = \"90 days\"\n[tables.compact]\n_late = \"1day\"\n";
+        let config = Config::parse(text).unwrap();
+        config.tables.validate().unwrap();
+        let again = Config::parse(&toml::to_string(&config).unwrap()).unwrap();
+        assert_eq!((&again.tables.retain, &again.tables.compact), (&config.tables.retain, &config.tables.compact));
+        assert_eq!(again.tables.retain["_late"], Duration::from_secs(90 * 86_400));
+        for (text, key, why) in [
+            ("retain = { telemetry = \"1day\" }", "tables.retain", "WITH (...)"),
+            ("retain = { _late = \"0s\" }", "tables.retain", "longer than nothing"),
+            ("retain = { _late = \"1day\" }\ncompact = { _late = \"1day\" }", "tables.compact", "shorten"),
+            ("retention_every = \"1ms\"", "tables.retention_every", "100ms"),
+        ] {
+            let config = Config::parse(&format!("[tables]\n{text}\n")).unwrap();
+            let error = config.tables.validate().unwrap_err().to_string();
+            assert!(error.starts_with(key) && error.contains(why), "{text}: {error}");
+        }
+        let error = Config::parse("[tables.retain]\n_late = 90\n").unwrap_err();
+        assert!(error.contains("line 2"), "{error}");
     }
 
     #[test]

@@ -33,6 +33,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::holds::Holds;
 use crate::opener::{Opened, Opener};
 use crate::peers;
 use crate::project::{Loaded, ProjectError, Registry};
@@ -87,6 +88,8 @@ pub struct Core {
     pub statuses: Vec<Arc<Status>>,
     /// Files of all tables.
     pub tables: Arc<TableStore>,
+    /// Who needs which times of them.
+    pub holds: Arc<Holds>,
     /// The project that counts.
     project: RwLock<Arc<Project>>,
     registry: Arc<Registry>,
@@ -190,6 +193,7 @@ impl Core {
             node: Arc::new(node),
             statuses,
             tables: Arc::new(TableStore::open(store)),
+            holds: Arc::default(),
             project: RwLock::new(project),
             registry,
             going_over: tokio::sync::Mutex::new(()),

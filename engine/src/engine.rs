@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::core::{Core, CoreError};
 use crate::gateway::{Gateway, GatewayConfig, Hub, Limits};
+use crate::housekeeping;
 use crate::http::{self, Api};
 use crate::ledger::{self, Books};
 use crate::project::Loaded;
@@ -62,11 +63,14 @@ impl Engine {
         let hub = Hub::new(limits);
         let core = Arc::new(Core::open(config, loaded, clock.clone(), hub.clone()).await?);
         let listeners = GatewayConfig { plain: config.mqtt.plain, tls };
-        let gateway = Gateway::start(listeners, hub, core.node.clone(), clock, Arc::new(rand::random::<u64>))
+        let gateway = Gateway::start(listeners, hub, core.node.clone(), clock.clone(), Arc::new(rand::random::<u64>))
             .map_err(|e| CoreError::Other(e.to_string()))?;
         let stop = CancellationToken::new();
         let books = Arc::new(Books::new(core.clone(), gateway.metrics()));
         tokio::spawn(compare(books.clone(), stop.clone()));
+        let report = Arc::new(housekeeping::Report::default());
+        let keep = (core.clone(), config.tables.clone(), report.clone(), clock.clone(), stop.clone());
+        tokio::spawn(housekeeping::keep(keep.0, keep.1, keep.2, keep.3, keep.4));
         let deployments = Arc::new(Deployments::default());
         if let (Some(dir), true) = (&config.pipelines.dir, config.pipelines.watch) {
             tokio::spawn(watch::watch(core.clone(), dir.clone(), deployments.clone(), stop.clone()));
@@ -85,6 +89,8 @@ impl Engine {
                     gateway: gateway.metrics(),
                     books: books.clone(),
                     deployments,
+                    housekeeping: report,
+                    clock,
                 };
                 Some(tokio::spawn(http::serve(listener, api, stop.clone())))
             }

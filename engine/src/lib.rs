@@ -9,6 +9,7 @@
 //! - [`gateway`]: MQTT. [`bus`]: live messages, the only file that knows rumqttd.
 //! - [`ledger`]: counters that add up.
 //! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
+//! - [`housekeeping`]: retention and compaction. [`holds`]: who needs which times of which tables.
 //! - [`project`]: the pipeline project in the data directory. [`ca`]: TLS certificates.
 //! - [`testing`]: an engine in memory for the tests that stand beside pipelines.
 //! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
@@ -22,6 +23,8 @@ pub mod config;
 pub mod core;
 pub mod engine;
 pub mod gateway;
+pub mod holds;
+pub mod housekeeping;
 pub mod http;
 pub mod ledger;
 pub mod limits;

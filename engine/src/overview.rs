@@ -4,6 +4,8 @@ use arrow::datatypes::Schema;
 use serde::{Deserialize, Serialize};
 use sql::{Kind, PipelinePlan, Project, StreamDecl, duration};
 
+use crate::housekeeping::Drops;
+
 /// A version of a project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overview {
@@ -29,6 +31,12 @@ pub struct Table {
     /// Rows, of a reference table.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows: Option<usize>,
+    /// How long the rows of a stream are kept, in nanoseconds; none: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_ns: Option<i64>,
+    /// How long after its end a partition of a stream is cold, so that its files are merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compact_ns: Option<i64>,
 }
 
 /// A column of a table.
@@ -64,6 +72,12 @@ pub struct Pipeline {
     pub lateness: Option<String>,
     /// How long a partition is.
     pub partition: String,
+    /// How long results are kept, in nanoseconds; none: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_ns: Option<i64>,
+    /// How long after its end a partition is cold, so that its files are merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compact_ns: Option<i64>,
     /// Columns of its table.
     pub columns: Vec<Column>,
     /// File and line of its statement.
@@ -98,7 +112,9 @@ impl Overview {
                     let alone = Project { streams: plain.into_iter().collect(), ..Project::empty() };
                     let schema = storage::schema::stream_schema(&decl.stream);
                     let name = decl.stream.name.to_string();
-                    Table { name, version: hex(alone.fingerprint()), columns: columns(&schema), rows: None }
+                    let (retain_ns, compact_ns) = (decl.retain_ns, decl.compact_ns);
+                    let (version, columns) = (hex(alone.fingerprint()), columns(&schema));
+                    Table { name, version, columns, rows: None, retain_ns, compact_ns }
                 })
                 .collect(),
             tables: project
@@ -108,7 +124,8 @@ impl Overview {
                     let alone = Project { tables: vec![decl.clone()], ..Project::empty() };
                     let rows = Some(decl.rows.num_rows());
                     let version = hex(alone.fingerprint());
-                    Table { name: decl.name.clone(), version, columns: columns(&decl.schema), rows }
+                    let (name, columns) = (decl.name.clone(), columns(&decl.schema));
+                    Table { name, version, columns, rows, retain_ns: None, compact_ns: None }
                 })
                 .collect(),
             pipelines: project.pipelines.iter().map(Pipeline::of).collect(),
@@ -140,6 +157,8 @@ impl Pipeline {
             lateness: window.as_ref().map(|_| duration(plan.lateness_ns)),
             window,
             partition: plan.partition.as_str().to_owned(),
+            retain_ns: plan.retain_ns,
+            compact_ns: plan.compact_ns,
             columns: columns(&plan.output),
             at: format!("{file}:{}", span.start.line),
             query: plan.query.clone(),
@@ -174,13 +193,42 @@ pub struct Change {
     pub fate: Fate,
     /// The same for people.
     pub text: String,
+    /// How long its table is kept from now on, in nanoseconds, if that is shorter than before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain_ns: Option<i64>,
+    /// What that drops at once, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drops: Option<Drops>,
+}
+
+impl Change {
+    /// Whether anything is not as it was.
+    pub fn is_news(&self) -> bool {
+        self.fate != Fate::Kept || self.text.contains(KEPT_FOR)
+    }
+}
+
+const KEPT_FOR: &str = "rows are kept for";
+
+/// What is said of a table that is kept for another time, and that time if it is shorter.
+fn kept_for(before: Option<i64>, after: Option<i64>) -> (Option<String>, Option<i64>) {
+    let text = match (before, after) {
+        (before, after) if before == after => return (None, None),
+        (Some(before), Some(after)) => format!("{KEPT_FOR} {}, not for {}", duration(after), duration(before)),
+        (None, Some(after)) => format!("{KEPT_FOR} {}, not for ever", duration(after)),
+        (before, None) => {
+            format!("{KEPT_FOR} ever{}", before.map_or(String::new(), |ns| format!(", not for {}", duration(ns))))
+        }
+    };
+    (Some(text), after.filter(|after| before.is_none_or(|before| *after < before)))
 }
 
 /// What going from one version to another does to each stream, table and pipeline.
 pub fn changes(old: &Overview, new: &Overview) -> Vec<Change> {
     let mut all = Vec::new();
+    let mut shorter: Vec<(String, Option<i64>)> = Vec::new();
     let mut note = |kind: &str, name: &str, fate, text: String| {
-        all.push(Change { kind: kind.to_owned(), name: name.to_owned(), fate, text });
+        all.push(Change { kind: kind.to_owned(), name: name.to_owned(), fate, text, retain_ns: None, drops: None });
     };
     // Their order counts, too: logs and devices know a stream by its number.
     let streams = |of: &Overview| of.streams.iter().map(|s| (s.name.clone(), s.version.clone())).collect::<Vec<_>>();
@@ -202,6 +250,14 @@ pub fn changes(old: &Overview, new: &Overview) -> Vec<Change> {
             note("stream", &first.name, Fate::Refused, "in another order: takes a restart of the engine".to_owned());
         }
     }
+    for stream in &new.streams {
+        let Some(before) = old.streams.iter().find(|before| before.name == stream.name) else { continue };
+        let (text, shortened) = kept_for(before.retain_ns, stream.retain_ns);
+        if let Some(text) = text.filter(|_| before.version == stream.version) {
+            note("stream", &stream.name, Fate::Kept, text);
+            shorter.push((stream.name.clone(), shortened));
+        }
+    }
     for table in &new.tables {
         let rows = table.rows.unwrap_or_default();
         match old.tables.iter().find(|before| before.name == table.name) {
@@ -221,7 +277,13 @@ pub fn changes(old: &Overview, new: &Overview) -> Vec<Change> {
             Some(_) => (Fate::Restarted, "changed: for what comes from now on"),
             None => (Fate::New, "new: for what comes from now on"),
         };
-        note("pipeline", &pipeline.name, fate, text.to_owned());
+        let (kept, shortened) = match old.pipeline(&pipeline.name) {
+            Some(before) => kept_for(before.retain_ns, pipeline.retain_ns),
+            None => (None, None),
+        };
+        let text = kept.map_or_else(|| text.to_owned(), |kept| format!("{text}; {kept}"));
+        note("pipeline", &pipeline.name, fate, text);
+        shorter.push((pipeline.name.clone(), shortened));
     }
     for pipeline in old.pipelines.iter().filter(|before| new.pipeline(&before.name).is_none()) {
         note(
@@ -230,6 +292,10 @@ pub fn changes(old: &Overview, new: &Overview) -> Vec<Change> {
             Fate::Dropped,
             "dropped: its open windows are given up, its table stays".to_owned(),
         );
+    }
+    for change in &mut all {
+        let found = shorter.iter().find(|(name, _)| *name == change.name);
+        change.retain_ns = found.and_then(|(_, shortened)| *shortened);
     }
     all
 }
@@ -268,6 +334,21 @@ mod tests {
         // What neither devices nor gateway stand on is taken over.
         let day = stream.replace(");", ") WITH (partition = 'day');");
         assert_eq!(fates(&format!("{day}{a}{b}")), [of("a", Fate::Kept), of("b", Fate::Kept)]);
+        // So is how long rows are kept.
+        let six = stream.replace(");", ") WITH (retain = INTERVAL '6 days');");
+        let kept = changes(&old, &overview(&format!("{six}{a}{b}"))).remove(0);
+        assert_eq!((kept.name.as_str(), kept.fate), ("telemetry", Fate::Kept));
+        assert_eq!(kept.text, "rows are kept for 6 days, not for ever");
+        assert_eq!(kept.retain_ns, Some(6 * 86_400_000_000_000));
+        let back = changes(&overview(&format!("{six}{a}{b}")), &old).remove(0);
+        assert_eq!((back.text.as_str(), back.retain_ns), ("rows are kept for ever, not for 6 days", None));
+        let two = |days| {
+            overview(&format!("{stream}{}", a.replace("a AS", &format!("a WITH (retain = INTERVAL '{days} days') AS"))))
+        };
+        let shorter = changes(&two(9), &two(2)).remove(0);
+        assert_eq!(shorter.text, "unchanged: goes on with its windows; rows are kept for 2 days, not for 9 days");
+        assert_eq!(shorter.retain_ns, Some(2 * 86_400_000_000_000));
+        assert_eq!(changes(&two(2), &two(9)).remove(0).retain_ns, None);
         let (x, y) = ("CREATE STREAM x () WITH (schema = 2);", "CREATE STREAM y () WITH (schema = 3);");
         let moved = changes(&overview(&format!("{x}{y}")), &overview(&format!("{y}{x}")));
         assert_eq!((moved.len(), moved[0].fate), (1, Fate::Refused));

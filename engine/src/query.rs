@@ -17,7 +17,7 @@ use device::schema::Catalog;
 use futures::StreamExt;
 use pipelines::runner::Status;
 use sql::Project;
-use storage::table::{LiveShard, LiveTable, TableStore};
+use storage::table::{LiveShard, LiveTable, TableError, TableStore};
 use thiserror::Error;
 
 use crate::core::Core;
@@ -34,6 +34,9 @@ pub enum QueryError {
     /// It took too long.
     #[error("the query took longer than {0:?}; narrow it by device or time")]
     TooLong(std::time::Duration),
+    /// A file was removed while it was read, by another process; to ask again is to read what took its place.
+    #[error("{0}; ask again")]
+    Gone(String),
     /// A result could not be written.
     #[error("cannot write the result: {0}")]
     Write(String),
@@ -41,8 +44,18 @@ pub enum QueryError {
 
 impl From<DataFusionError> for QueryError {
     fn from(error: DataFusionError) -> Self {
+        let gone = storage::table::is_gone(&error);
         let text = error.strip_backtrace();
-        Self::Query(text)
+        if gone { Self::Gone(text) } else { Self::Query(text) }
+    }
+}
+
+impl From<TableError> for QueryError {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::Gone { path } => Self::Gone(format!("{path} was removed while it was about to be read")),
+            error => Self::Query(error.to_string()),
+        }
     }
 }
 
@@ -84,8 +97,37 @@ fn context(runtime: Arc<RuntimeEnv>) -> SessionContext {
 /// All tables of a store, files only.
 pub async fn over_files(store: &TableStore, runtime: Arc<RuntimeEnv>) -> Result<SessionContext, QueryError> {
     let context = context(runtime);
-    store.register_all(&context, HashMap::new()).await.map_err(|e| QueryError::Query(e.to_string()))?;
+    store.register_all(&context, HashMap::new()).await?;
     Ok(context)
+}
+
+/// How often a query over files begins anew because another process removed a file under it.
+const TRIES: usize = 10;
+
+/// Runs one read-only statement over the files of a store that an engine may be working on: when a file is gone, it lists
+/// once more and begins anew.
+pub async fn run_over_files(
+    store: &TableStore,
+    runtime: Arc<RuntimeEnv>,
+    sql: &str,
+    bounds: Bounds,
+) -> Result<Table, QueryError> {
+    let mut tries = 1;
+    loop {
+        let result = match over_files(store, runtime.clone()).await {
+            Ok(context) => run(&context, sql, bounds).await,
+            Err(error) => Err(error),
+        };
+        let gone = match &result {
+            Err(QueryError::Gone(_)) => true,
+            Err(QueryError::Query(text)) => store.names_gone(text).await,
+            _ => false,
+        };
+        if !gone || tries == TRIES {
+            return result;
+        }
+        tries += 1;
+    }
 }
 
 /// All tables of a running engine: files and the rows that are newer than the last of them.
@@ -103,6 +145,8 @@ pub(crate) async fn over_live(
     runtime: Arc<RuntimeEnv>,
 ) -> Result<SessionContext, QueryError> {
     let context = context(runtime);
+    // Before the rows: what a merge has replaced since then must still be there to be listed.
+    let _reading = tables.reading();
     // The rows first, then the files: a cut in between shows its rows once.
     let views: Vec<_> = statuses.iter().map(|status| status.live.view()).collect();
     let specs = pipelines::output::table_specs(project, catalog);
@@ -126,7 +170,7 @@ pub(crate) async fn over_live(
         };
         live.insert(table.clone(), rows);
     }
-    tables.register_all(&context, live).await.map_err(|e| QueryError::Query(e.to_string()))?;
+    tables.register_all(&context, live).await?;
     for decl in &project.tables {
         // A table of results that once had this name stays in its files; what the project says now is what counts.
         context.deregister_table(decl.name.as_str())?;

@@ -13,7 +13,7 @@ use sql::SourceFile;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
-use crate::overview::{Fate, Overview, changes};
+use crate::overview::{Overview, changes};
 use crate::project::{self, ProjectError};
 
 /// How often the folder is looked at.
@@ -93,7 +93,7 @@ async fn deploy(core: &Core, seen: Result<Look, String>, deployments: &Deploymen
         Ok(true) => {
             deployments.taken.fetch_add(1, Ordering::Relaxed);
             let changes = changes(&Overview::of(&old), &Overview::of(&loaded.project));
-            for change in changes.iter().filter(|change| change.fate != Fate::Kept) {
+            for change in changes.iter().filter(|change| change.is_news()) {
                 tracing::info!("{} {}: {}", change.kind, change.name, change.text);
             }
         }

@@ -91,6 +91,11 @@ impl Operator for Aligned {
         Ok(all)
     }
 
+    fn needed(&self) -> Result<Vec<(i64, i64)>, DataFusionError> {
+        let last = |start: i64| start.saturating_add(self.limits.pane_ns() - 1);
+        Ok(self.windows()?.into_iter().map(|start| (start, last(start))).collect())
+    }
+
     fn update(&mut self, input: &Input, marks: &Watermarks, late: &mut Late) -> Result<(), DataFusionError> {
         let starts = input.windows.values();
         let (Some(first), Some(last)) = (starts.iter().min().copied(), starts.iter().max().copied()) else {

@@ -121,6 +121,11 @@ impl Merge {
         Ok(true)
     }
 
+    /// Times whose records are in windows that are open, as of the last barrier.
+    pub(crate) fn needed(&self) -> Result<Vec<(i64, i64)>, PipelineError> {
+        Ok(self.operator.needed()?)
+    }
+
     /// A barrier of the log, whose time is `now`: gives the rows of all windows that close here.
     pub(crate) fn barrier(&mut self, now: Timestamp) -> Result<Closed, PipelineError> {
         self.now = self.now.max(now.0);

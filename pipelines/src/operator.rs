@@ -48,6 +48,9 @@ pub(crate) trait Operator: Send {
 
     /// Windows that are open; where they overlap, the panes they are made of.
     fn windows(&self) -> Result<BTreeSet<i64>, DataFusionError>;
+
+    /// Times, first and last of each range, whose records are in windows that are open, as of the last barrier.
+    fn needed(&self) -> Result<Vec<(i64, i64)>, DataFusionError>;
 }
 
 /// The operator for windows of that kind, with an empty store.
@@ -57,4 +60,17 @@ pub(crate) fn new(aggregates: &Arc<Aggregates>, limits: Windows) -> Result<Box<d
         Kind::Tumble | Kind::Hop { .. } => Box::new(Aligned::new(aggregates, limits, Store::default())),
         Kind::Session => Box::new(Sessions::new(aggregates, limits)?),
     })
+}
+
+/// The same ranges of time, first and last nanosecond of each, in order, none touching the next.
+pub(crate) fn joined(mut ranges: Vec<(i64, i64)>) -> Vec<(i64, i64)> {
+    ranges.sort_unstable();
+    let mut joined: Vec<(i64, i64)> = Vec::new();
+    for (from, to) in ranges {
+        match joined.last_mut() {
+            Some(last) if from <= last.1.saturating_add(1) => last.1 = last.1.max(to),
+            _ => joined.push((from, to)),
+        }
+    }
+    joined
 }

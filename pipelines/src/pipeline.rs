@@ -26,7 +26,7 @@ use crate::checkpoint::{self, Identity};
 pub(crate) use crate::error::PipelineError;
 use crate::finish::finish;
 use crate::lookup::{self, Lookup};
-use crate::operator::{self, Late, Operator};
+use crate::operator::{self, Late, Operator, joined};
 use crate::outcome::{Closed, LATE, LateRow, Stats};
 use crate::plan::{Cut, Windowed, cut};
 use crate::shared::{Local, Shared};
@@ -321,6 +321,13 @@ impl Pipeline {
         }
         let groups = operator.provisional(marks)?;
         Ok(finish(cut, marks, vec![groups], &self.output)?.into_iter().collect())
+    }
+
+    /// Times whose records are in windows that are open, as of the last barrier: first and last nanosecond of each
+    /// range, in order, none touching the next.
+    pub fn needed(&self) -> Result<Vec<(i64, i64)>, PipelineError> {
+        let Query::Windows { operator, .. } = &self.query else { return Ok(Vec::new()) };
+        Ok(joined(operator.needed()?))
     }
 
     /// How it stands.

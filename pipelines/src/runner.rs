@@ -218,6 +218,7 @@ impl Runner {
         }
         let mut built = build(&parts, &parts.project, &mut states)?;
         mail.unpark(false, |partial| built.take(partial))?;
+        built.publish(&parts.status)?;
         let rows = RowBuilder::new(parts.catalog.clone());
         parts.status.live.start(cut_barrier);
         for row in parts.state.outbox(Barrier(u64::MAX)).await? {
@@ -414,6 +415,7 @@ impl Runner {
         }
         self.built = build(&self.parts, &project, &mut states)?;
         self.mail.unpark(true, |partial| self.built.take(partial))?;
+        self.built.publish(&self.parts.status)?;
         self.dropped.extend(states.into_keys());
         self.parts.project = project;
         self.version = version;
@@ -465,6 +467,7 @@ impl Runner {
         let (letters, number) = self.mail.save();
         states.extend(letters);
         self.parts.status.open_groups.store(groups, Ordering::Relaxed);
+        self.built.publish(&self.parts.status)?;
         if !late.is_empty() {
             let count: u64 = late.iter().map(|(_, row)| row.records).sum();
             self.parts.status.late.fetch_add(count, Ordering::Relaxed);

@@ -240,4 +240,12 @@ impl Operator for Sessions {
         self.store.windows(&mut all)?;
         Ok(all)
     }
+
+    fn needed(&self) -> Result<Vec<(i64, i64)>, DataFusionError> {
+        let mut all = Vec::new();
+        for rows in self.store.batches() {
+            all.extend(windows(rows)?.values().iter().copied().zip(ends(rows)?.0.values().iter().copied()));
+        }
+        Ok(all)
+    }
 }

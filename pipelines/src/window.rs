@@ -39,6 +39,11 @@ impl Windows {
         self.kind
     }
 
+    /// Length of the panes, in nanoseconds.
+    pub(crate) fn pane_ns(self) -> i64 {
+        self.kind.pane_ns(self.size)
+    }
+
     /// From one start to the next.
     fn slide(self) -> i64 {
         match self.kind {

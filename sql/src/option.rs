@@ -29,6 +29,15 @@ pub(crate) struct Setting {
     pub(crate) span: Span,
 }
 
+/// What streams and pipelines say of their tables.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TableOptions {
+    pub(crate) lateness_ns: Option<i64>,
+    pub(crate) retain_ns: Option<i64>,
+    pub(crate) compact_ns: Option<i64>,
+    pub(crate) partition: Granularity,
+}
+
 /// The options of one statement or column, while they are read.
 pub(crate) struct Options<'a> {
     file: &'a str,
@@ -110,16 +119,24 @@ impl<'a> Options<'a> {
         self.keep(setting, result)
     }
 
-    /// The three options that streams and pipelines share: `lateness`, `retain`, `partition`.
-    pub(crate) fn table(&mut self) -> (Option<i64>, Option<i64>, Granularity) {
-        let lateness = self.duration("lateness", 0);
-        let retain = self.duration("retain", 1);
+    /// The options that streams and pipelines share: `lateness`, `retain`, `compact`, `partition`.
+    pub(crate) fn table(&mut self) -> TableOptions {
+        let lateness_ns = self.duration("lateness", 0);
+        let retain_ns = self.duration("retain", 1);
+        let given = self.left.iter().find(|setting| setting.name == "compact").copied();
+        let compact_ns = self.duration("compact", 0);
+        if let (Some(setting), Some(compact), Some(retain)) = (given, compact_ns, retain_ns)
+            && compact >= retain
+        {
+            let message = "`compact` is not shorter than `retain`: files would go before they are merged";
+            self.wrong(setting, message, "shorten it, or leave it out");
+        }
         let partition = self.text("partition", |text| match text {
             "hour" => Ok(Granularity::Hour),
             "day" => Ok(Granularity::Day),
             _ => Err("write 'hour' or 'day'".to_owned()),
         });
-        (lateness, retain, partition.unwrap_or(Granularity::Hour))
+        TableOptions { lateness_ns, retain_ns, compact_ns, partition: partition.unwrap_or(Granularity::Hour) }
     }
 
     fn keep<T>(&mut self, setting: &Setting, result: Result<T, (String, String)>) -> Option<T> {

@@ -18,10 +18,10 @@ use crate::diagnostic::{Diagnostic, Span, code};
 use crate::expression::{self, Clause, Scope};
 use crate::fingerprint::Fingerprint;
 use crate::marker::{HOP, SESSION, nanoseconds};
-use crate::option::Options;
+use crate::option::{Options, TableOptions};
 use crate::output;
 use crate::plan::Planner;
-use crate::project::{Granularity, Kind, PipelinePlan, Reads, Window};
+use crate::project::{Kind, PipelinePlan, Reads, Window};
 use crate::session::session_state_for;
 use crate::shape::{self, Source};
 use crate::statement::PipelineHead;
@@ -35,9 +35,7 @@ struct Statement<'a> {
     ident: &'a Ident,
     head: &'a PipelineHead,
     names: &'a Names,
-    lateness: Option<i64>,
-    retain_ns: Option<i64>,
-    partition: Granularity,
+    table: TableOptions,
 }
 
 /// Checks and plans one pipeline, or with a rollup one for each length of window. What is missing was complained
@@ -52,11 +50,11 @@ pub(crate) fn check(
 ) -> Vec<PipelinePlan> {
     let before = found.len();
     let mut options = Options::new(file, &head.options);
-    let (lateness, retain_ns, partition) = options.table();
+    let table = options.table();
     let rollup = options.text("rollup", rollup::read);
     let given = head.options.iter().find(|setting| setting.name == "rollup");
     found.extend(options.finish());
-    let statement = Statement { state, file, ident, head, names, lateness, retain_ns, partition };
+    let statement = Statement { state, file, ident, head, names, table };
     let name = name::normal(ident);
 
     let (_, used) = rollup::apply(&head.query, 1);
@@ -98,7 +96,8 @@ fn plan(
     before: usize,
     found: &mut Vec<Diagnostic>,
 ) -> Option<PipelinePlan> {
-    let Statement { state, file, ident, head, names, lateness, retain_ns, partition } = *statement;
+    let Statement { state, file, ident, head, names, table } = *statement;
+    let TableOptions { lateness_ns: lateness, retain_ns, compact_ns, partition } = table;
     let parts = shape::take_apart(file, query, &head.tokens, found)?;
     let source = resolve(file, &parts.source, names, found)?;
     let schema = source.reads.columns.clone();
@@ -205,6 +204,7 @@ fn plan(
         reads: source.reads,
         lateness_ns,
         retain_ns,
+        compact_ns,
         partition,
         comment: head.comment.clone(),
         query: query.to_string(),

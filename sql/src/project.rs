@@ -42,6 +42,8 @@ pub struct StreamDecl {
     pub lateness_ns: i64,
     /// How long rows are kept; `None`: for ever.
     pub retain_ns: Option<i64>,
+    /// How long after its end a partition is cold, so that its files are merged; `None`: they never are.
+    pub compact_ns: Option<i64>,
     /// How its table is partitioned.
     pub partition: Granularity,
     /// Text for people.
@@ -62,6 +64,7 @@ impl StreamDecl {
             },
             lateness_ns: DEFAULT_LATENESS_NS,
             retain_ns: None,
+            compact_ns: None,
             partition: Granularity::Hour,
             comment: None,
             at: None,
@@ -192,6 +195,8 @@ pub struct PipelinePlan {
     pub lateness_ns: i64,
     /// How long results are kept; `None`: for ever.
     pub retain_ns: Option<i64>,
+    /// How long after its end a partition of results is cold, so that its files are merged; `None`: they never are.
+    pub compact_ns: Option<i64>,
     /// How the table of results is partitioned.
     pub partition: Granularity,
     /// Text for people.
@@ -298,6 +303,7 @@ impl Project {
             }
             print.number(decl.lateness_ns).optional(decl.retain_ns).text(decl.partition.as_str());
             print.text(decl.comment.as_deref().unwrap_or(""));
+            compacted(&mut print, decl.compact_ns);
         }
         let mut tables: Vec<&TableDecl> = self.tables.iter().collect();
         tables.sort_by(|a, b| a.name.cmp(&b.name));
@@ -311,7 +317,15 @@ impl Project {
         for plan in pipelines {
             print.text("pipeline").text(&plan.name).number(plan.fingerprint as i64).optional(plan.retain_ns);
             print.text(plan.comment.as_deref().unwrap_or(""));
+            compacted(&mut print, plan.compact_ns);
         }
         print.end()
+    }
+}
+
+/// Says nothing where there is nothing: projects written before there was the option keep their fingerprint.
+fn compacted(print: &mut Fingerprint, compact_ns: Option<i64>) {
+    if let Some(ns) = compact_ns {
+        print.text("compact").number(ns);
     }
 }

@@ -31,7 +31,7 @@ const MAX_FIELDS: usize = 4096;
 pub(crate) fn check(file: &str, ident: &Ident, head: &StreamHead, found: &mut Vec<Diagnostic>) -> StreamDecl {
     let mut options = Options::new(file, &head.options);
     let version = options.text("version", version).unwrap_or(SchemaVersion { major: 1, minor: 0 });
-    let (lateness, retain_ns, partition) = options.table();
+    let table = options.table();
     let schema = options.whole("schema", 0..=i64::from(u32::MAX)).and_then(|n| u32::try_from(n).ok());
     found.extend(options.finish());
 
@@ -45,9 +45,10 @@ pub(crate) fn check(file: &str, ident: &Ident, head: &StreamHead, found: &mut Ve
     let fields = fields(file, &head.columns, Of::Stream, found);
     StreamDecl {
         stream: Stream { name: name.into(), schema_id, version, fields },
-        lateness_ns: lateness.unwrap_or(DEFAULT_LATENESS_NS),
-        retain_ns,
-        partition,
+        lateness_ns: table.lateness_ns.unwrap_or(DEFAULT_LATENESS_NS),
+        retain_ns: table.retain_ns,
+        compact_ns: table.compact_ns,
+        partition: table.partition,
         comment: head.comment.clone(),
         at: Some((file.to_owned(), ident.span.into())),
     }

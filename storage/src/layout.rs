@@ -35,6 +35,11 @@ pub fn table(name: &str) -> String {
     format!("tables/{name}")
 }
 
+/// The folder of one partition of a table.
+pub fn partition(table: &str, partition: Partition) -> String {
+    format!("tables/{table}/{partition}")
+}
+
 /// The database that holds the state of a shard.
 pub fn shard_state(shard: ShardId) -> String {
     format!("shards/{shard}/state")
@@ -43,6 +48,16 @@ pub fn shard_state(shard: ShardId) -> String {
 /// An object of the registry: `registry/<kind>/<name>`.
 pub fn registry(kind: &str, name: &str) -> String {
     format!("registry/{kind}/{name}")
+}
+
+/// The object that names the files of a table that are on their way out.
+pub fn removed(table: &str) -> String {
+    registry("tables", table)
+}
+
+/// The object that counts the rows of a table that retention has removed, as of a version.
+pub fn expired(table: &str, version: u64) -> String {
+    registry("expired", &format!("{table}-{version}"))
 }
 
 /// A finished file of a table.

@@ -9,16 +9,19 @@
 //! - [`durable`]: a record that stands in the log, as it is handed on.
 //! - [`parquet`]: rows of a cut to files; [`columns`]: one table's columns over time.
 //! - [`table`]: files and newest rows as DataFusion tables.
+//! - [`retention`], [`compaction`]: files that go, and files that take the place of others.
 //!
 //! Each foreign store is known in one place: raft-engine in `log/raft`, SlateDB in `state`. Deliberately absent: when
 //! to commit, checkpoint or cut (their callers decide), what an entry means for a device, and any clock.
 
 pub mod columns;
+pub mod compaction;
 pub mod durable;
 pub mod layout;
 pub mod lock;
 pub mod log;
 pub mod parquet;
+pub mod retention;
 pub mod rows;
 pub mod schema;
 pub mod state;

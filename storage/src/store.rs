@@ -28,6 +28,7 @@ pub struct Store {
     root: PathBuf,
     writing: Arc<dyn object_store_14::ObjectStore>,
     reading: Arc<dyn object_store::ObjectStore>,
+    erasing: Arc<dyn object_store_14::ObjectStore>,
     url: ObjectStoreUrl,
 }
 
@@ -52,8 +53,10 @@ impl Store {
             .with_fsync(fsync);
         let reading =
             object_store::local::LocalFileSystem::new_with_prefix(&root).map_err(|error| failed(error.to_string()))?;
+        let erasing = writing.clone().with_automatic_cleanup(true);
         let url = url_of(&root)?;
-        Ok(Self { root, writing: Arc::new(writing), reading: Arc::new(reading), url })
+        let (writing, reading, erasing) = (Arc::new(writing), Arc::new(reading), Arc::new(erasing));
+        Ok(Self { root, writing, reading, erasing, url })
     }
 
     /// Stores that are open already, for simulation: `writing` for everything that is written, `reading` for
@@ -65,7 +68,7 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let root = PathBuf::from(name);
         let url = url_of(&root)?;
-        Ok(Self { root, writing, reading, url })
+        Ok(Self { root, erasing: writing.clone(), writing, reading, url })
     }
 
     /// A directory that must exist, for files that need not outlive the process: nothing is synced.
@@ -81,6 +84,11 @@ impl Store {
     /// For writing: what a call that returned wrote is on the disk, its folders included.
     pub(crate) fn writing(&self) -> Arc<dyn object_store_14::ObjectStore> {
         self.writing.clone()
+    }
+
+    /// For deleting: folders that become empty go with their last file. A write under way puts its folder back.
+    pub(crate) fn erasing(&self) -> Arc<dyn object_store_14::ObjectStore> {
+        self.erasing.clone()
     }
 
     /// For DataFusion, under [`Store::url`].

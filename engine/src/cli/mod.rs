@@ -107,7 +107,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => runtime(demo::main(args)),
         Command::Run(args) => runtime(run::main(args)),
         Command::Check(args) => check::main(&args),
-        Command::Pipelines(args) => pipelines::main(&args),
+        Command::Pipelines(args) => runtime(pipelines::main(args)),
         Command::Test(args) => runtime(test::main(args)),
         Command::Record(args) => runtime(record::main(args)),
         Command::Query(args) => runtime(query::main(args)),

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
+use storage::store::Store;
+use storage::table::TableStore;
+
 use crate::core::project_file;
+use crate::housekeeping::{self, Drops};
 use crate::overview::{Overview, Pipeline, changes};
 use crate::project;
 
@@ -82,6 +86,21 @@ impl Of {
     }
 }
 
+impl Of {
+    /// What keeping a table for so long drops at once.
+    async fn drops(&self, table: &str, retain_ns: i64) -> Result<Option<Drops>, Exit> {
+        if let Some(url) = self.url.clone() {
+            let path = format!("/v1/retention/{table}?retain_ns={retain_ns}");
+            let asked = tokio::task::spawn_blocking(move || request("GET", &url, &path, "application/json", None));
+            let body = asked.await.map_err(Exit::failed)??;
+            return serde_json::from_slice(&body).map_err(Exit::failed);
+        }
+        let data = self.data.clone().unwrap_or_else(|| crate::config::StoreConfig::default().data);
+        let tables = TableStore::open(Store::existing(&data).map_err(Exit::failed)?);
+        housekeeping::would_drop(&tables, table, retain_ns, crate::clock::now()).await.map_err(Exit::failed)
+    }
+}
+
 fn json(value: &impl serde::Serialize) -> Result<(), Exit> {
     print(&format!("{}\n", serde_json::to_string(value).map_err(Exit::failed)?))
 }
@@ -93,11 +112,11 @@ fn found<'a>(overview: &'a Overview, name: &str) -> Result<&'a Pipeline, Exit> {
     })
 }
 
-pub(super) fn main(args: &Args) -> Result<(), Exit> {
+pub(super) async fn main(args: Args) -> Result<(), Exit> {
     match &args.command {
         Command::List(of) => list(&of.overview()?, of.format),
         Command::Show { name, of } => show(found(&of.overview()?, name)?, of.format),
-        Command::Plan { folder, of } => plan(folder, of),
+        Command::Plan { folder, of } => plan(folder, of).await,
         Command::Explain { name, folder } => explain(name, folder),
     }
 }
@@ -121,7 +140,7 @@ fn show(pipeline: &Pipeline, format: Output) -> Result<(), Exit> {
     if let Output::Json = format {
         return json(pipeline);
     }
-    let Pipeline { name, version, source, joins, window, lateness, partition, columns, at, query } = pipeline;
+    let Pipeline { name, version, source, joins, window, lateness, partition, columns, at, query, .. } = pipeline;
     let mut text = format!("{name}  ({at}, version {version})\n{query}\n\nreads      {source}\n");
     if !joins.is_empty() {
         text.push_str(&format!("joins      {}\n", joins.join(", ")));
@@ -130,7 +149,12 @@ fn show(pipeline: &Pipeline, format: Output) -> Result<(), Exit> {
     if let Some(lateness) = lateness {
         text.push_str(&format!("lateness   {lateness}\n"));
     }
-    text.push_str(&format!("partition  {partition}\ncolumns\n"));
+    text.push_str(&format!("partition  {partition}\n"));
+    text.push_str(&format!("kept for   {}\n", pipeline.retain_ns.map_or("ever".to_owned(), sql::duration)));
+    if let Some(cold) = pipeline.compact_ns {
+        text.push_str(&format!("merged     {} after the end of a partition\n", sql::duration(cold)));
+    }
+    text.push_str("columns\n");
     for column in columns {
         let unit = column.unit.as_ref().map(|unit| format!(" [{unit}]")).unwrap_or_default();
         text.push_str(&format!("  {:<24} {}{unit}\n", column.name, column.kind));
@@ -138,7 +162,7 @@ fn show(pipeline: &Pipeline, format: Output) -> Result<(), Exit> {
     print(&text)
 }
 
-fn plan(folder: &std::path::Path, of: &Of) -> Result<(), Exit> {
+async fn plan(folder: &std::path::Path, of: &Of) -> Result<(), Exit> {
     let loaded = match project::load(Some(folder)) {
         Ok(loaded) => loaded,
         Err(project::ProjectError::Check { rendered }) => {
@@ -147,7 +171,13 @@ fn plan(folder: &std::path::Path, of: &Of) -> Result<(), Exit> {
         }
         Err(error) => return Err(Exit::Usage(error.to_string())),
     };
-    let changes = changes(&of.overview()?, &Overview::of(&loaded.project));
+    let mut changes = changes(&of.overview()?, &Overview::of(&loaded.project));
+    for change in &mut changes {
+        let Some(retain_ns) = change.retain_ns else { continue };
+        change.drops = of.drops(&change.name, retain_ns).await?;
+        let what = change.drops.as_ref().map_or("nothing is so old yet".to_owned(), ToString::to_string);
+        change.text.push_str(&format!(": {what}"));
+    }
     if let Output::Json = of.format {
         return json(&changes);
     }

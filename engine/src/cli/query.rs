@@ -1,7 +1,11 @@
 //! `weir query`
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use datafusion::execution::runtime_env::RuntimeEnv;
+use storage::table::TableStore;
 
 use crate::query::{self, Bounds, Format, Table};
 
@@ -40,12 +44,12 @@ pub(super) struct Args {
 
 /// Something that answers queries.
 pub(super) enum Session {
-    Files(datafusion::prelude::SessionContext),
+    Files(Box<TableStore>, Arc<RuntimeEnv>),
     Engine(String),
 }
 
 impl Source {
-    pub(super) async fn open(&self) -> Result<Session, Exit> {
+    pub(super) fn open(&self) -> Result<Session, Exit> {
         if let Some(url) = &self.url {
             check_url(url)?;
             return Ok(Session::Engine(url.clone()));
@@ -66,18 +70,17 @@ impl Source {
             )));
         }
         let store = storage::store::Store::existing(&root).map_err(Exit::failed)?;
-        let store = storage::table::TableStore::open(store);
         let runtime = query::runtime(crate::limits::QUERY_MEMORY).map_err(Exit::failed)?;
-        query::over_files(&store, runtime).await.map(Session::Files).map_err(Exit::failed)
+        Ok(Session::Files(Box::new(TableStore::open(store)), runtime))
     }
 }
 
 impl Session {
     pub(super) async fn run(&self, sql: &str) -> Result<Table, Exit> {
         match self {
-            Self::Files(context) => {
+            Self::Files(store, runtime) => {
                 let bounds = Bounds { rows: usize::MAX, time: Duration::from_secs(24 * 3600) };
-                query::run(context, sql, bounds).await.map_err(Exit::failed)
+                query::run_over_files(store, runtime.clone(), sql, bounds).await.map_err(Exit::failed)
             }
             Self::Engine(url) => {
                 let (url, sql) = (url.clone(), sql.to_owned());
@@ -92,7 +95,7 @@ impl Session {
 }
 
 pub(super) async fn main(args: Args) -> Result<(), Exit> {
-    let session = args.source.open().await?;
+    let session = args.source.open()?;
     let table = session.run(&args.sql).await?;
     let mut body = Vec::new();
     query::write(&table, args.format, &mut body).map_err(Exit::failed)?;

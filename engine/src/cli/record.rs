@@ -39,7 +39,7 @@ pub(super) struct Args {
 
 pub(super) async fn main(args: Args) -> Result<(), Exit> {
     let sql = select(&args)?;
-    let table = args.source.open().await?.run(&sql).await?;
+    let table = args.source.open()?.run(&sql).await?;
     let text = lines(&table, &args.stream)?;
     let Some(path) = &args.output else { return write_out(text.as_bytes()) };
     std::fs::write(path, &text).map_err(|e| Exit::Failed(format!("{}: {e}", path.display())))?;

@@ -17,7 +17,7 @@ pub(super) struct Args {
 const HELP: &str = "statements end with ;   \\d lists tables   \\d NAME lists columns   \\q quits\n";
 
 pub(super) async fn main(args: Args) -> Result<(), Exit> {
-    let mut session = args.source.open().await?;
+    let session = args.source.open()?;
     let mut editor = rustyline::DefaultEditor::new().map_err(Exit::failed)?;
     eprint!("{HELP}");
     let mut statement = String::new();
@@ -56,8 +56,6 @@ pub(super) async fn main(args: Args) -> Result<(), Exit> {
             std::mem::take(&mut statement)
         };
         let _ = editor.add_history_entry(sql.trim());
-        // New files may have come since the last statement.
-        session = args.source.open().await.unwrap_or(session);
         match session.run(sql.trim().trim_end_matches(';')).await {
             Ok(table) => {
                 let mut body = Vec::new();

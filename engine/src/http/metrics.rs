@@ -31,6 +31,19 @@ pub(super) async fn render(State(api): State<Api>) -> impl IntoResponse {
         deployments.refused.load(Ordering::Relaxed),
     );
     sample(&mut text, "weir_project_stale", "", u64::from(deployments.stale.load(Ordering::Relaxed)));
+    for (table, done) in api.housekeeping.tables() {
+        let label = format!("table=\"{table}\"");
+        counter(&mut text, "weir_retention_partitions_total", &label, done.partitions);
+        counter(&mut text, "weir_retention_files_total", &label, done.files);
+        counter(&mut text, "weir_retention_bytes_total", &label, done.bytes);
+        counter(&mut text, "weir_compaction_merges_total", &label, done.merges);
+        counter(&mut text, "weir_compaction_files_total", &label, done.merged);
+        counter(&mut text, "weir_compaction_rows_total", &label, done.merged_rows);
+        counter(&mut text, "weir_files_deleted_total", &label, done.erased);
+        sample(&mut text, "weir_files_to_delete", &label, done.hidden);
+    }
+    counter(&mut text, "weir_housekeeping_looks_total", "", api.housekeeping.looks.load(Ordering::Relaxed));
+    counter(&mut text, "weir_housekeeping_failures_total", "", api.housekeeping.failures.load(Ordering::Relaxed));
     let admission = api.core.node.admission();
     sample(&mut text, "weir_in_flight_bytes", "", admission.used() as u64);
     sample(&mut text, "weir_in_flight_limit_bytes", "", admission.limit() as u64);

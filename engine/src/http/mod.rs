@@ -20,8 +20,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit;
+use crate::clock::Clock;
 use crate::core::Core;
 use crate::gateway::GatewayMetrics;
+use crate::housekeeping::{self, Report};
 use crate::ledger::Books;
 use crate::overview::Overview;
 use crate::query::{self, Bounds, Format, QueryError};
@@ -49,6 +51,10 @@ pub struct Api {
     pub books: Arc<Books>,
     /// What became of versions of the project that were saved while the engine runs.
     pub deployments: Arc<Deployments>,
+    /// What retention and compaction have done.
+    pub housekeeping: Arc<Report>,
+    /// Time.
+    pub clock: Clock,
 }
 
 /// Binds the listener.
@@ -69,6 +75,7 @@ fn router(api: Api) -> Router {
         .route("/v1/query", post(run_query))
         .route("/v1/flush", post(flush))
         .route("/v1/pipelines", get(pipelines))
+        .route("/v1/retention/{table}", get(retention))
         .route("/v1/audit", get(audit_all))
         .route("/v1/audit/{id}", get(audit_one))
         .route("/v1/devices", get(devices))
@@ -88,6 +95,25 @@ async fn ready(State(api): State<Api>) -> Response {
 
 async fn pipelines(State(api): State<Api>) -> Json<Overview> {
     Json(Overview::of(&api.core.project()))
+}
+
+/// Query string of `/v1/retention/{table}`.
+#[derive(Debug, Deserialize)]
+struct Retain {
+    retain_ns: i64,
+}
+
+/// What of a table would be dropped if it were kept for so long; `null`: nothing.
+async fn retention(
+    State(api): State<Api>,
+    Path(table): Path<String>,
+    Query(retain): Query<Retain>,
+) -> Result<Json<Option<housekeeping::Drops>>, Problem> {
+    if retain.retain_ns <= 0 {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "retain_ns must be longer than nothing"));
+    }
+    let drops = housekeeping::would_drop(&api.core.tables, &table, retain.retain_ns, (api.clock)()).await;
+    drops.map(Json).map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
 }
 
 async fn run_query(State(api): State<Api>, headers: HeaderMap, sql: String) -> Result<Response, Problem> {
@@ -127,6 +153,7 @@ impl From<QueryError> for Problem {
             QueryError::Query(_) => StatusCode::BAD_REQUEST,
             QueryError::TooManyRows(_) => StatusCode::PAYLOAD_TOO_LARGE,
             QueryError::TooLong(_) => StatusCode::REQUEST_TIMEOUT,
+            QueryError::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
             QueryError::Write(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())

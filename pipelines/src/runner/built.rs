@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use device::entry::Partial;
 
-use super::{Parts, RunnerError};
+use super::{Parts, RunnerError, Status};
 use crate::merge::Merge;
+use crate::operator::joined;
 use crate::output::{self, TableSpec};
 use crate::shared::owner;
 use crate::{Pipeline, PipelineError};
@@ -45,6 +46,23 @@ impl Built {
         let merging = self.running.iter_mut().filter(|running| running.pipeline.name() == partial.pipeline);
         let Some(merge) = merging.filter_map(|running| running.merge.as_mut()).next() else { return Ok(false) };
         merge.take(partial).map_err(|source| RunnerError::Pipeline { name: partial.pipeline.clone(), source })
+    }
+
+    /// Says which times open windows still need.
+    pub(super) fn publish(&self, status: &Status) -> Result<(), RunnerError> {
+        let mut needed: BTreeMap<String, Vec<(i64, i64)>> = BTreeMap::new();
+        let results = self.running.iter().map(|running| (running.pipeline.name(), &running.feeds));
+        let streams = self.by_source.iter().map(|(stream, feeds)| (stream.as_str(), feeds));
+        for (source, feeds) in streams.chain(results) {
+            for Running { pipeline, merge, .. } in feeds.iter().filter_map(|at| self.running.get(*at)) {
+                let failed = |source| RunnerError::Pipeline { name: pipeline.name().to_owned(), source };
+                let ranges = needed.entry(source.to_owned()).or_default();
+                ranges.extend(pipeline.needed().map_err(failed)?);
+                ranges.extend(merge.as_ref().map(Merge::needed).transpose().map_err(failed)?.into_iter().flatten());
+            }
+        }
+        *status.needed.lock() = needed.into_iter().map(|(table, ranges)| (table, joined(ranges))).collect();
+        Ok(())
     }
 }
 

@@ -1,8 +1,10 @@
 //! What others see of a runner while it works: queries, `/readyz`, metrics.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use device::seq::Barrier;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::live::LiveTables;
@@ -36,6 +38,8 @@ pub struct Status {
     pub store_failures: AtomicU64,
     /// Groups in open windows, over all pipelines, at the last barrier.
     pub open_groups: AtomicU64,
+    /// By stream, the times whose records are in open windows, at the last barrier: first and last nanosecond of ranges.
+    pub needed: Mutex<BTreeMap<String, Vec<(i64, i64)>>>,
     /// Set to make the runner end even while the store is away.
     pub stop: AtomicBool,
 }
@@ -56,6 +60,7 @@ impl Default for Status {
             checkpoints: AtomicU64::new(0),
             store_failures: AtomicU64::new(0),
             open_groups: AtomicU64::new(0),
+            needed: Mutex::default(),
             stop: AtomicBool::new(false),
         }
     }

@@ -7,5 +7,6 @@ mod digest;
 mod edges;
 mod forms;
 mod harness;
+mod needed;
 mod random;
 mod shared;

@@ -246,6 +246,13 @@ CREATE PIPELINE q AS SELECT count(*) AS n FROM telemetry GROUP BY device, tumble
 CREATE STREAM s (x DOUBLE OPTIONS (uni = 'Cel', scale = 40)) WITH (version = '1', lateness = INTERVAL '-1 second', retain = INTERVAL '1 year', schema = 'a');"##,
         ),
         (
+            "compact",
+            r##"CREATE PIPELINE p WITH (compact = '1 day', retain = INTERVAL '9 days') AS SELECT device, ts FROM telemetry;
+CREATE PIPELINE q WITH (retain = INTERVAL '1 hour', compact = INTERVAL '1 hour') AS SELECT device, ts FROM telemetry;
+CREATE PIPELINE r WITH (compct = INTERVAL '1 hour') AS SELECT device, ts FROM telemetry;
+CREATE PIPELINE s WITH (compact = INTERVAL '-1 hour') AS SELECT device, ts FROM telemetry;"##,
+        ),
+        (
             "bad_names",
             r##"CREATE STREAM _s (x DOUBLE);
 CREATE STREAM "Weather" ("Wind Speed" DOUBLE, "°" DOUBLE);

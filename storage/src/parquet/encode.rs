@@ -2,6 +2,7 @@
 
 use arrow::array::RecordBatch;
 use arrow::compute::interleave_record_batch;
+use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
@@ -34,6 +35,8 @@ pub(crate) mod key {
     pub(crate) const FROM: &str = "weir.barrier_from";
     pub(crate) const TO: &str = "weir.barrier_to";
     pub(crate) const WRITER: &str = "weir.writer";
+    /// Stands in files that were merged of others whose rows they hold.
+    pub(crate) const MERGED: &str = "weir.merged";
     pub(crate) const TIME_COLUMN: &str = "weir.time_column";
     pub(crate) const UNIT: &str = "weir.unit.";
     pub(crate) const DESCRIPTION: &str = "weir.description.";
@@ -66,28 +69,7 @@ pub fn encode(meta: &FileMeta, batches: &[RecordBatch]) -> Result<Bytes, WriteEr
         .collect::<Result<_, _>>()
         .map_err(|error| failed(&error))?;
     let order = sort::order(&batches, &meta.time_column);
-
-    let mut properties = WriterProperties::builder()
-        .set_created_by(concat!("weir version ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(|error| failed(&error))?))
-        .set_statistics_enabled(EnabledStatistics::Page)
-        .set_max_row_group_row_count(Some(ROW_GROUP))
-        .set_key_value_metadata(Some(metadata(meta, &schema)));
-    for (at, field) in schema.fields().iter().enumerate() {
-        let path = ColumnPath::new(vec![field.name().clone()]);
-        if let Some(encoding) = encoding::choose(field.name(), at, field.data_type(), &batches, &order.rows) {
-            properties = properties
-                .set_column_dictionary_enabled(path.clone(), false)
-                .set_column_encoding(path.clone(), encoding);
-        }
-        if field.name() == "device" && order.devices > BLOOM_DEVICES {
-            properties = properties
-                .set_column_bloom_filter_enabled(path.clone(), true)
-                .set_column_bloom_filter_max_ndv(path, order.devices as u64);
-        }
-    }
-    // The Arrow schema is not put in: Parquet's own types say it all, and its map of metadata has no fixed order.
-    let options = ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
+    let options = options(meta, &schema, metadata(meta, &schema), &batches, &order.rows, order.devices)?;
     let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options).map_err(|error| failed(&error))?;
     let sources: Vec<&RecordBatch> = batches.iter().collect();
     let mut places = Vec::with_capacity(SORT_ROWS.min(order.rows.len()));
@@ -101,6 +83,52 @@ pub fn encode(meta: &FileMeta, batches: &[RecordBatch]) -> Result<Bytes, WriteEr
         writer.flush().map_err(|error| failed(&error))?;
     }
     Ok(Bytes::from(writer.into_inner().map_err(|error| failed(&error))?))
+}
+
+/// How a merged file is written, which is not at hand as a whole: `sample` are some of its rows, from everywhere in it, at
+/// most [`encoding::SAMPLE`]; `devices` is how many devices the whole of it has.
+pub(crate) fn options_of(
+    meta: &FileMeta,
+    schema: &SchemaRef,
+    sample: &[RecordBatch],
+    devices: usize,
+) -> Result<ArrowWriterOptions, WriteError> {
+    let merged = KeyValue { key: key::MERGED.to_owned(), value: Some("1".to_owned()) };
+    let entries = metadata(meta, schema).into_iter().chain([merged]).collect();
+    options(meta, schema, entries, sample, &sort::order(sample, &meta.time_column).rows, devices)
+}
+
+/// Settings of the writer: a function of what is in the rows.
+fn options(
+    meta: &FileMeta,
+    schema: &SchemaRef,
+    entries: Vec<KeyValue>,
+    batches: &[RecordBatch],
+    rows: &[sort::RowRef],
+    devices: usize,
+) -> Result<ArrowWriterOptions, WriteError> {
+    let failed = |error: &dyn std::fmt::Display| WriteError::rows(&meta.table, error);
+    let mut properties = WriterProperties::builder()
+        .set_created_by(concat!("weir version ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(|error| failed(&error))?))
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_max_row_group_row_count(Some(ROW_GROUP))
+        .set_key_value_metadata(Some(entries));
+    for (at, field) in schema.fields().iter().enumerate() {
+        let path = ColumnPath::new(vec![field.name().clone()]);
+        if let Some(encoding) = encoding::choose(field.name(), at, field.data_type(), batches, rows) {
+            properties = properties
+                .set_column_dictionary_enabled(path.clone(), false)
+                .set_column_encoding(path.clone(), encoding);
+        }
+        if field.name() == "device" && devices > BLOOM_DEVICES {
+            properties = properties
+                .set_column_bloom_filter_enabled(path.clone(), true)
+                .set_column_bloom_filter_max_ndv(path, devices as u64);
+        }
+    }
+    // The Arrow schema is not put in: Parquet's own types say it all, and its map of metadata has no fixed order.
+    Ok(ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true))
 }
 
 fn metadata(meta: &FileMeta, schema: &arrow::datatypes::Schema) -> Vec<KeyValue> {

@@ -12,7 +12,7 @@ use super::sort::RowRef;
 
 /// Rows looked at. A dictionary page holds 131,072 numbers; with this sample a column that would overflow it shows
 /// mostly different values.
-const SAMPLE: usize = 65_536;
+pub(crate) const SAMPLE: usize = 65_536;
 
 /// The encoding to use instead of a dictionary; `None`: a dictionary it is.
 pub(super) fn choose(

@@ -16,8 +16,9 @@ use device::seq::Barrier;
 use object_store_14::{ObjectStoreExt, PutPayload};
 use thiserror::Error;
 
-pub(crate) use self::encode::key;
 pub use self::encode::{FileMeta, encode};
+pub(crate) use self::encode::{key, options_of};
+pub(crate) use self::encoding::SAMPLE;
 pub use self::split::split_by_partition;
 use crate::columns;
 use crate::layout::{self, FileName, Granularity, Partition};

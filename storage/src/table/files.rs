@@ -1,17 +1,20 @@
 //! Listing a table's files, and what their footers say.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::Arc;
 
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use datafusion::parquet::arrow::parquet_to_arrow_schema;
 use datafusion::parquet::file::metadata::ParquetMetaData;
+use datafusion::parquet::file::statistics::Statistics;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectMeta, ObjectStore, path::Path};
 use parking_lot::Mutex;
 
 use super::TableError;
+use super::removed::Removed;
 use crate::columns;
 use crate::layout::{self, FileName, Partition};
 use crate::parquet::key;
@@ -24,10 +27,10 @@ const REMEMBERED: usize = 20_000;
 
 /// One file that counts.
 #[derive(Debug, Clone)]
-pub(super) struct TableFile {
-    pub(super) partition: Partition,
-    pub(super) name: FileName,
-    pub(super) meta: ObjectMeta,
+pub(crate) struct TableFile {
+    pub(crate) partition: Partition,
+    pub(crate) name: FileName,
+    pub(crate) meta: ObjectMeta,
 }
 
 fn failed(store: &Store, error: &object_store::Error) -> TableError {
@@ -43,35 +46,99 @@ pub(super) async fn tables(store: &Store) -> Result<Vec<String>, TableError> {
     Ok(names)
 }
 
-/// The visible files of a table, by partition, shard and range.
-pub(super) async fn list(store: &Store, table: &str) -> Result<Vec<TableFile>, TableError> {
-    let mut found: HashMap<(Partition, FileName), ObjectMeta> = HashMap::new();
-    let folder = Path::from(layout::table(table));
+/// How often a listing begins anew because files were taken out meanwhile, before it fails.
+const LISTINGS: usize = 100;
+
+/// All files of a table, or of one of its partitions, at one moment, also those that are obsolete; without those on their way out, which are
+/// given apart.
+pub(super) async fn all(
+    store: &Store,
+    table: &str,
+    within: Option<Partition>,
+) -> Result<(Vec<TableFile>, Removed), TableError> {
+    let folder = Path::from(match within {
+        Some(partition) => layout::partition(table, partition),
+        None => layout::table(table),
+    });
     let reading = store.reading();
-    let mut objects = reading.list(Some(&folder));
-    while let Some(meta) = objects.try_next().await.map_err(|error| failed(store, &error))? {
-        if let Some((owner, partition, name)) = layout::parse_table_file(meta.location.as_ref())
-            && owner == table
-        {
-            found.insert((partition, name), meta);
+    let mut before = Removed::load(store, table).await?;
+    for _ in 0..LISTINGS {
+        let mut found: HashMap<(Partition, FileName), ObjectMeta> = HashMap::new();
+        let mut objects = reading.list(Some(&folder));
+        while let Some(meta) = objects.try_next().await.map_err(|error| failed(store, &error))? {
+            if let Some((owner, partition, name)) = layout::parse_table_file(meta.location.as_ref())
+                && owner == table
+                && within.is_none_or(|within| within == partition)
+                && !before.files.contains(&(partition, name))
+            {
+                found.insert((partition, name), meta);
+            }
+        }
+        let after = Removed::load(store, table).await?;
+        if after.version == before.version {
+            let file = |((partition, name), meta)| TableFile { partition, name, meta };
+            let mut files: Vec<TableFile> = found.into_iter().map(file).collect();
+            files.sort_by_key(|file| (file.partition, file.name));
+            return Ok((files, after));
+        }
+        before = after;
+    }
+    let reason = format!("files are taken out of table {table} faster than it can be listed; try again later");
+    Err(TableError::List { root: store.root().display().to_string(), reason })
+}
+
+/// The visible files of a table or of one of its partitions, by partition, shard and range, if there were only those
+/// that `counts` takes.
+///
+/// What does not count covers nothing either: a file that was merged of one that counts and one that does not yet
+/// must not hide the first.
+pub(super) async fn list(
+    store: &Store,
+    table: &str,
+    within: Option<Partition>,
+    counts: impl Fn(FileName) -> bool,
+) -> Result<Vec<TableFile>, TableError> {
+    let (files, _) = all(store, table, within).await?;
+    Ok(visible(files.into_iter().filter(|file| counts(file.name)).collect()))
+}
+
+/// Those of `files` that no other covers, by partition, shard and range.
+pub(super) fn visible(files: Vec<TableFile>) -> Vec<TableFile> {
+    let mut found: HashMap<(Partition, FileName), TableFile> =
+        files.into_iter().map(|file| ((file.partition, file.name), file)).collect();
+    let visible = layout::visible(found.keys().copied().collect::<Vec<_>>());
+    visible.into_iter().filter_map(|key| found.remove(&key)).collect()
+}
+
+/// Whether a store said that an object is not there, somewhere below this error.
+pub fn is_gone(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        match error.downcast_ref::<object_store::Error>() {
+            Some(object_store::Error::NotFound { .. }) => return true,
+            _ => next = error.source(),
         }
     }
-    let visible = layout::visible(found.keys().copied());
-    Ok(visible
-        .into_iter()
-        .filter_map(|(partition, name)| {
-            found.remove(&(partition, name)).map(|meta| TableFile { partition, name, meta })
-        })
-        .collect())
+    false
 }
 
 /// What is known of a file without reading its rows.
 #[derive(Debug, Clone)]
-pub(super) struct Fact {
+pub(crate) struct Fact {
     /// Its columns, with units and descriptions.
-    pub(super) schema: SchemaRef,
+    pub(crate) schema: SchemaRef,
     /// The column that its partition comes from.
-    pub(super) time_column: Option<String>,
+    pub(crate) time_column: Option<String>,
+    /// `major.minor` of the schema it was written under.
+    pub(crate) version: Option<String>,
+    /// The latest time in it, nanoseconds since the Unix epoch.
+    pub(crate) newest: Option<i64>,
+    /// It was merged of files whose rows it holds.
+    pub(crate) merged: bool,
+    /// Rows.
+    pub(crate) rows: u64,
+    /// Bytes of its largest row group, compressed.
+    pub(crate) group_bytes: u64,
 }
 
 /// The facts of all files seen so far.
@@ -100,7 +167,10 @@ impl Facts {
         let failed =
             |error: &dyn std::fmt::Display| TableError::File { path: file.path(table), reason: error.to_string() };
         let footer = DFParquetMetadata::new(&*self.reading, &file.meta).with_metadata_size_hint(Some(64 << 10));
-        let metadata = footer.fetch_metadata().await.map_err(|error| failed(&error))?;
+        let metadata = footer.fetch_metadata().await.map_err(|error| match is_gone(&error) {
+            true => TableError::Gone { path: file.path(table) },
+            false => failed(&error),
+        })?;
         let fact = Arc::new(fact(&metadata).map_err(|error| failed(&error))?);
         let mut known = self.known.lock();
         if known.len() >= REMEMBERED {
@@ -112,6 +182,7 @@ impl Facts {
 }
 
 fn fact(metadata: &ParquetMetaData) -> datafusion::parquet::errors::Result<Fact> {
+    let groups = metadata.row_groups();
     let metadata = metadata.file_metadata();
     let plain = columns::stored_schema(&parquet_to_arrow_schema(metadata.schema_descr(), None)?);
     let entries: HashMap<&str, &str> = metadata
@@ -129,8 +200,21 @@ fn fact(metadata: &ParquetMetaData) -> datafusion::parquet::errors::Result<Fact>
         }
         field.as_ref().clone().with_metadata(about)
     };
+    let text = |key| entries.get(key).map(|text: &&str| (*text).to_owned());
+    let time_column = text(key::TIME_COLUMN);
+    let times = groups.iter().flat_map(|group| group.columns());
+    let times = times.filter(|column| Some(column.column_path().string()) == time_column);
+    let newest = times.filter_map(|column| match column.statistics() {
+        Some(Statistics::Int64(values)) => values.max_opt().copied(),
+        _ => None,
+    });
     Ok(Fact {
         schema: Arc::new(Schema::new(plain.fields().iter().map(described).collect::<Vec<_>>())),
-        time_column: entries.get(key::TIME_COLUMN).map(|name| (*name).to_owned()),
+        version: text(key::VERSION),
+        newest: newest.max(),
+        merged: entries.contains_key(key::MERGED),
+        rows: groups.iter().map(|group| u64::try_from(group.num_rows()).unwrap_or(0)).sum(),
+        group_bytes: groups.iter().filter_map(|group| u64::try_from(group.compressed_size()).ok()).max().unwrap_or(0),
+        time_column,
     })
 }

@@ -22,6 +22,7 @@ use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr};
 
 use super::files::TableFile;
 use super::live::{self, LiveTable};
+use super::readers::Reading;
 use super::{TableError, prune};
 use crate::layout::Granularity;
 use crate::store::Store;
@@ -43,6 +44,8 @@ pub(super) struct FilesAndLive {
     files: Vec<TableFile>,
     /// Live rows under `schema`.
     live: Vec<RecordBatch>,
+    /// Keeps the files from being deleted.
+    _reading: Option<Reading>,
 }
 
 impl FilesAndLive {
@@ -71,7 +74,12 @@ impl FilesAndLive {
             .map(|batch| live::complete(batch, &schema, &file_columns, time_column.as_deref(), granularity))
             .collect::<std::result::Result<_, _>>()
             .map_err(|error| TableError::Live { table: table.to_owned(), reason: error.to_string() })?;
-        Ok(Self { store, file_columns, schema, partition_columns, time_column, files, live })
+        Ok(Self { store, file_columns, schema, partition_columns, time_column, files, live, _reading: None })
+    }
+
+    /// Keeps a reading open as long as the snapshot lives.
+    pub(super) fn holding(self, reading: Reading) -> Self {
+        Self { _reading: Some(reading), ..self }
     }
 
     fn scan_files(
