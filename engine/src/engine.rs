@@ -69,7 +69,12 @@ impl Engine {
         tokio::spawn(compare(books.clone(), stop.clone()));
         let deployments = Arc::new(Deployments::default());
         if let (Some(dir), true) = (&config.pipelines.dir, config.pipelines.watch) {
-            tokio::spawn(watch::watch(core.clone(), dir.clone(), deployments.clone(), stop.clone()));
+            tokio::spawn(watch::watch(
+                core.clone(),
+                (dir.clone(), config.pipelines.objects_every),
+                deployments.clone(),
+                stop.clone(),
+            ));
         }
         let mut listeners: Vec<(&'static str, SocketAddr)> = Vec::new();
         listeners.extend(gateway.plain_address().map(|address| ("mqtt", address)));

@@ -81,11 +81,28 @@ fn context(runtime: Arc<RuntimeEnv>) -> SessionContext {
     SessionContext::new_with_config_rt(config, runtime)
 }
 
-/// All tables of a store, files only.
-pub async fn over_files(store: &TableStore, runtime: Arc<RuntimeEnv>) -> Result<SessionContext, QueryError> {
+/// All tables of a store, files only; with the project that the data directory knows also its reference tables.
+pub async fn over_files(
+    store: &TableStore,
+    project: Option<&Project>,
+    runtime: Arc<RuntimeEnv>,
+) -> Result<SessionContext, QueryError> {
     let context = context(runtime);
     store.register_all(&context, HashMap::new()).await.map_err(|e| QueryError::Query(e.to_string()))?;
+    if let Some(project) = project {
+        of_project(&context, project)?;
+    }
     Ok(context)
+}
+
+/// What a project has to query besides the tables that shards write.
+fn of_project(context: &SessionContext, project: &Project) -> Result<(), QueryError> {
+    for decl in &project.tables {
+        // A table of results that once had this name stays in its files; what the project says now is what counts.
+        context.deregister_table(decl.name.as_str())?;
+        context.register_batch(&decl.name, decl.rows.clone())?;
+    }
+    Ok(())
 }
 
 /// All tables of a running engine: files and the rows that are newer than the last of them.
@@ -127,11 +144,7 @@ pub(crate) async fn over_live(
         live.insert(table.clone(), rows);
     }
     tables.register_all(&context, live).await.map_err(|e| QueryError::Query(e.to_string()))?;
-    for decl in &project.tables {
-        // A table of results that once had this name stays in its files; what the project says now is what counts.
-        context.deregister_table(decl.name.as_str())?;
-        context.register_batch(&decl.name, decl.rows.clone())?;
-    }
+    of_project(&context, project)?;
     Ok(context)
 }
 

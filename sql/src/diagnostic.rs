@@ -159,6 +159,8 @@ pub mod code {
     pub const SCHEMA_ID: &str = "W0108";
     /// A reference table whose rows cannot be read.
     pub const REFERENCE: &str = "W0110";
+    /// A reference table whose rows cannot be read now, because an object store does not answer.
+    pub const UNREACHABLE: &str = "W0111";
     /// A column constraint that streams cannot keep.
     pub const CONSTRAINT: &str = "W0109";
 

@@ -14,7 +14,8 @@
 //! * `check` brings the statements of all files together into a [`Project`], or all their [`Diagnostic`]s.
 //! * `session` is the DataFusion configuration that checking and running share.
 //!
-//! There is no clock, no network and no telemetry here; only [`load`] and [`read_tables`] touch the disk.
+//! There is no clock and no telemetry here; only [`load`] and [`read_tables`] touch the disk, and only [`read_tables`] an
+//! object store.
 
 mod bounds;
 mod check;
@@ -52,7 +53,7 @@ pub use check::check;
 pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
 pub use interval::shown as duration;
 pub use project::{
-    DEFAULT_LATENESS_NS, Granularity, Join, Kind, PipelinePlan, Project, Reads, StreamDecl, TableDecl, Window,
+    DEFAULT_LATENESS_NS, Granularity, Join, Kind, PipelinePlan, Place, Project, Reads, StreamDecl, TableDecl, Window,
 };
 pub use reference::read_tables;
 pub use render::{render_all, render_json};

@@ -78,7 +78,7 @@ pub struct TableDecl {
     pub schema: SchemaRef,
     /// The columns that together name one row.
     pub key: Vec<String>,
-    /// Where the rows stand: a path, relative to the folder of the file that declares it.
+    /// Where the rows stand: a path, relative to the folder of the file that declares it, or the URL of an object.
     pub location: String,
     /// Text for people.
     pub comment: Option<String>,
@@ -90,10 +90,22 @@ pub struct TableDecl {
     pub rows: RecordBatch,
 }
 
+/// What holds the rows of a reference table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// A file of this machine.
+    File(PathBuf),
+    /// An object, by its URL.
+    Object(String),
+}
+
 impl TableDecl {
-    /// The file that holds its rows.
-    pub fn path(&self) -> PathBuf {
-        Path::new(&self.at.0).parent().unwrap_or(Path::new("")).join(&self.location)
+    /// What holds its rows.
+    pub fn place(&self) -> Place {
+        if storage::object::is_url(&self.location) {
+            return Place::Object(self.location.clone());
+        }
+        Place::File(Path::new(&self.at.0).parent().unwrap_or(Path::new("")).join(&self.location))
     }
 }
 

@@ -42,7 +42,10 @@ pub(crate) fn check(file: &str, ident: &Ident, head: &StreamHead, found: &mut Ve
     let location_at = head.options.iter().find(|o| o.name == "location").map_or(span, |o| o.span);
     let location = options.text("location", |text| match text {
         _ if text.trim().is_empty() => Err(format!("write the path of a file, {EXAMPLE}")),
-        _ if text.contains("://") => Err("this version reads files of this machine: write a path".to_owned()),
+        _ if storage::object::is_url(text) => match storage::object::check(text) {
+            Ok(()) => Ok(text.to_owned()),
+            Err(error) => Err(format!("{error}: {}", error.help())),
+        },
         _ => Ok(text.to_owned()),
     });
     let named = |column: &str| schema.index_of(column).is_ok();

@@ -9,6 +9,7 @@
 //! - [`durable`]: a record that stands in the log, as it is handed on.
 //! - [`parquet`]: rows of a cut to files; [`columns`]: one table's columns over time.
 //! - [`table`]: files and newest rows as DataFusion tables.
+//! - [`object`]: one object by its URL, for reference tables.
 //!
 //! Each foreign store is known in one place: raft-engine in `log/raft`, SlateDB in `state`. Deliberately absent: when
 //! to commit, checkpoint or cut (their callers decide), what an entry means for a device, and any clock.
@@ -18,6 +19,7 @@ pub mod durable;
 pub mod layout;
 pub mod lock;
 pub mod log;
+pub mod object;
 pub mod parquet;
 pub mod rows;
 pub mod schema;

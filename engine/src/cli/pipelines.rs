@@ -141,7 +141,7 @@ fn show(pipeline: &Pipeline, format: Output) -> Result<(), Exit> {
 fn plan(folder: &std::path::Path, of: &Of) -> Result<(), Exit> {
     let loaded = match project::load(Some(folder)) {
         Ok(loaded) => loaded,
-        Err(project::ProjectError::Check { rendered }) => {
+        Err(project::ProjectError::Check { rendered, .. }) => {
             print(&rendered)?;
             return Err(Exit::Silent);
         }

@@ -68,7 +68,15 @@ impl Source {
         let store = storage::store::Store::existing(&root).map_err(Exit::failed)?;
         let store = storage::table::TableStore::open(store);
         let runtime = query::runtime(crate::limits::QUERY_MEMORY).map_err(Exit::failed)?;
-        query::over_files(&store, runtime).await.map(Session::Files).map_err(Exit::failed)
+        let project = match crate::project::stored(&crate::core::project_file(&root)) {
+            Ok(loaded) => loaded.map(|loaded| loaded.project),
+            Err(error) => {
+                // The files can be read all the same.
+                tracing::warn!("reference tables are not shown: {error}");
+                None
+            }
+        };
+        query::over_files(&store, project.as_ref(), runtime).await.map(Session::Files).map_err(Exit::failed)
     }
 }
 
