@@ -36,6 +36,7 @@ use crate::config::Config;
 use crate::opener::{Opened, Opener};
 use crate::peers;
 use crate::project::{Loaded, ProjectError, Registry};
+use crate::schemas;
 
 /// Why the data plane does not start, or had to stop.
 #[derive(Debug, Error)]
@@ -90,6 +91,8 @@ pub struct Core {
     /// The project that counts.
     project: RwLock<Arc<Project>>,
     registry: Arc<Registry>,
+    /// The data directory.
+    root: PathBuf,
     /// Held while the shards go over to another version.
     going_over: tokio::sync::Mutex<()>,
     /// Its streams.
@@ -153,6 +156,7 @@ impl Core {
             peers: peers.clone(),
         };
 
+        schemas::allowed(&schemas::known(&root)?, &loaded.project, &loaded.files)?;
         let project = registry.keep(&loaded)?;
         let before = match registry.current()? {
             Some(old) if old.project.fingerprint() != project.fingerprint() => {
@@ -180,6 +184,7 @@ impl Core {
             let work = work(id, config, &log, &clock, fingerprint, &metrics, &fatal_sender);
             threads.extend(spawn(id, shard, work, &fatal_sender));
         }
+        schemas::note(&root, &loaded)?;
         registry.settle(&loaded)?;
         peers.open(&opened);
         let admission = Admission::new(config.limits.in_flight as usize);
@@ -192,6 +197,7 @@ impl Core {
             tables: Arc::new(TableStore::open(store)),
             project: RwLock::new(project),
             registry,
+            root,
             going_over: tokio::sync::Mutex::new(()),
             catalog,
             metrics,
@@ -244,6 +250,11 @@ impl Core {
         self.project.read().clone()
     }
 
+    /// What is known of streams; see [`schemas`].
+    pub fn schemas(&self) -> Result<Vec<sql::Known>, ProjectError> {
+        schemas::known(&self.root)
+    }
+
     /// Goes over to another version of the project while everything runs: each shard at one position of its log, up
     /// to which the old version counts and behind which the new. Returns when all have; `false`: it counts already.
     pub async fn go_over(&self, loaded: &Loaded) -> Result<bool, CoreError> {
@@ -252,6 +263,7 @@ impl Core {
         if self.project().fingerprint() == version {
             return Ok(false);
         }
+        schemas::allowed(&self.schemas()?, &loaded.project, &loaded.files)?;
         if loaded.project.catalog() != *self.catalog {
             // Devices, gateway and tables of streams all stand on it.
             return Err(CoreError::Other("the streams have changed, which takes a restart of the engine".to_owned()));
@@ -264,6 +276,7 @@ impl Core {
             let mut cut = status.cut.subscribe();
             cut.wait_for(|done| *done >= barrier).await.map_err(|_| stopped())?;
         }
+        schemas::note(&self.root, loaded)?;
         self.registry.settle(loaded)?;
         *self.project.write() = project;
         Ok(true)

@@ -9,7 +9,8 @@
 //! - [`gateway`]: MQTT. [`bus`]: live messages, the only file that knows rumqttd.
 //! - [`ledger`]: counters that add up.
 //! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
-//! - [`project`]: the pipeline project in the data directory. [`ca`]: TLS certificates.
+//! - [`project`]: the pipeline project in the data directory. [`schemas`]: what its streams may become; `majors`: views over
+//!   their major versions. [`ca`]: TLS certificates.
 //! - [`testing`]: an engine in memory for the tests that stand beside pipelines.
 //! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
 
@@ -25,11 +26,13 @@ pub mod gateway;
 pub mod http;
 pub mod ledger;
 pub mod limits;
+mod majors;
 pub mod opener;
 pub mod overview;
 pub mod peers;
 pub mod project;
 pub mod query;
+pub mod schemas;
 pub mod simulate;
 pub mod testing;
 pub mod torture;

@@ -2,10 +2,10 @@
 
 use arrow::datatypes::Schema;
 use serde::{Deserialize, Serialize};
-use sql::{Kind, PipelinePlan, Project, StreamDecl, duration};
+use sql::{Kind, Known, PipelinePlan, Project, StreamDecl, duration};
 
 /// A version of a project.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Overview {
     /// Changes with anything an engine acts on.
     pub version: String,
@@ -15,6 +15,9 @@ pub struct Overview {
     pub tables: Vec<Table>,
     /// Continuous queries.
     pub pipelines: Vec<Pipeline>,
+    /// What its data directory knows of streams, declared or not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schemas: Vec<Known>,
 }
 
 /// A stream or a reference table.
@@ -112,7 +115,13 @@ impl Overview {
                 })
                 .collect(),
             pipelines: project.pipelines.iter().map(Pipeline::of).collect(),
+            schemas: Vec::new(),
         }
+    }
+
+    /// With what its data directory knows of streams.
+    pub fn knowing(self, schemas: Vec<Known>) -> Self {
+        Self { schemas, ..self }
     }
 
     /// The pipeline of that name.

@@ -253,7 +253,7 @@ fn write(path: &Path, loaded: &Loaded) -> Result<(), ProjectError> {
 }
 
 /// Writes a whole file or nothing, and returns when it is durable.
-fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let fresh = path.with_extension("new");
     std::fs::write(&fresh, bytes)?;
     std::fs::File::open(&fresh)?.sync_all()?;

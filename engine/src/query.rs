@@ -90,18 +90,19 @@ pub async fn over_files(
     let context = context(runtime);
     store.register_all(&context, HashMap::new()).await.map_err(|e| QueryError::Query(e.to_string()))?;
     if let Some(project) = project {
-        of_project(&context, project)?;
+        of_project(&context, project).await?;
     }
     Ok(context)
 }
 
 /// What a project has to query besides the tables that shards write.
-fn of_project(context: &SessionContext, project: &Project) -> Result<(), QueryError> {
+async fn of_project(context: &SessionContext, project: &Project) -> Result<(), QueryError> {
     for decl in &project.tables {
         // A table of results that once had this name stays in its files; what the project says now is what counts.
         context.deregister_table(decl.name.as_str())?;
         context.register_batch(&decl.name, decl.rows.clone())?;
     }
+    crate::majors::register(context, project).await?;
     Ok(())
 }
 
@@ -144,7 +145,7 @@ pub(crate) async fn over_live(
         live.insert(table.clone(), rows);
     }
     tables.register_all(&context, live).await.map_err(|e| QueryError::Query(e.to_string()))?;
-    of_project(&context, project)?;
+    of_project(&context, project).await?;
     Ok(context)
 }
 

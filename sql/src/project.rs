@@ -1,6 +1,6 @@
 //! What a checked project consists of. Values only: whoever runs them is elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
@@ -33,11 +33,29 @@ impl Granularity {
     }
 }
 
+/// What is declared of a field beyond what devices and tables need.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FieldFacts {
+    /// What an `ENUM` may be; empty: any text. Devices are not held to it.
+    pub symbols: Vec<String>,
+    /// Lowest and highest value that make sense. Devices are not held to it.
+    pub range: Option<(f64, f64)>,
+    /// Place of its name.
+    pub at: Span,
+}
+
 /// A stream: what devices send, and how long it is kept.
 #[derive(Debug, Clone)]
 pub struct StreamDecl {
-    /// Name, fields, ids and version.
+    /// Name of its table, fields, ids and version.
     pub stream: Stream,
+    /// What it is called in its statement. The table of the lowest major version has this name, that of another one
+    /// the version behind it: `telemetry_v2`.
+    pub base: String,
+    /// More of each of its fields.
+    pub facts: Vec<FieldFacts>,
+    /// Where its version is written.
+    pub version_at: Option<Span>,
     /// What a pipeline over this stream takes as its lateness if it gives none.
     pub lateness_ns: i64,
     /// How long rows are kept; `None`: for ever.
@@ -60,6 +78,9 @@ impl StreamDecl {
                 version: SchemaVersion { major: 1, minor: 0 },
                 fields: Vec::new(),
             },
+            base: DEFAULT_STREAM.to_owned(),
+            facts: Vec::new(),
+            version_at: None,
             lateness_ns: DEFAULT_LATENESS_NS,
             retain_ns: None,
             partition: Granularity::Hour,
@@ -268,6 +289,16 @@ impl Project {
         self.streams.iter().find(|s| &*s.stream.name == name)
     }
 
+    /// The streams that have several major versions: the common name, and the tables from the lowest version on.
+    pub fn majors(&self) -> Vec<(&str, Vec<(u16, &str)>)> {
+        let mut all: BTreeMap<&str, Vec<(u16, &str)>> = BTreeMap::new();
+        for decl in &self.streams {
+            all.entry(&decl.base).or_default().push((decl.stream.version.major, &decl.stream.name));
+        }
+        all.values_mut().for_each(|tables| tables.sort_unstable());
+        all.into_iter().filter(|(_, tables)| tables.len() > 1).collect()
+    }
+
     /// Gives a reference table its rows, with the columns of its declaration.
     pub fn set_rows(&mut self, table: &str, rows: &RecordBatch) {
         for decl in self.tables.iter_mut().filter(|decl| decl.name == table) {
@@ -307,6 +338,17 @@ impl Project {
                 print.text(&field.name).number(i64::from(field.id)).text(&format!("{:?}", field.kind));
                 print.text(field.unit.as_deref().unwrap_or("")).number(i64::from(field.scale));
                 print.text(field.comment.as_deref().unwrap_or(""));
+            }
+            for facts in &decl.facts {
+                for symbol in &facts.symbols {
+                    print.text("symbol").text(symbol);
+                }
+                if let Some((from, to)) = facts.range {
+                    print.text("range").text(&format!("{from}..{to}"));
+                }
+            }
+            if *decl.base != *decl.stream.name {
+                print.text("major").text(&decl.base);
             }
             print.number(decl.lateness_ns).optional(decl.retain_ns).text(decl.partition.as_str());
             print.text(decl.comment.as_deref().unwrap_or(""));

@@ -19,6 +19,7 @@ const EXAMPLE: &str = "as in WITH (location = 'sites.csv', key = 'device')";
 /// Checks one declaration. Gives it back even if something is wrong with it, so that queries over it can be checked.
 pub(crate) fn check(file: &str, ident: &Ident, head: &StreamHead, found: &mut Vec<Diagnostic>) -> TableDecl {
     let fields = stream::fields(file, &head.columns, Of::Table, found);
+    let fields: Vec<_> = fields.into_iter().map(|(field, _)| field).collect();
     for field in &fields {
         let column = head.columns.iter().find(|c| name::normal(&c.name) == *field.name);
         if let (FieldType::F64List | FieldType::I64List | FieldType::Bytes, Some(column)) = (field.kind, column) {

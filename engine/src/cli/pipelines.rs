@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::core::project_file;
 use crate::overview::{Overview, Pipeline, changes};
 use crate::project;
+use crate::schemas;
 
 use super::remote::{check_url, request};
 use super::{Exit, Output, print};
@@ -73,7 +74,10 @@ impl Of {
         }
         let data = self.data.clone().unwrap_or_else(|| crate::config::StoreConfig::default().data);
         match project::stored(&project_file(&data)).map_err(Exit::failed)? {
-            Some(loaded) => Ok(Overview::of(&loaded.project)),
+            Some(loaded) => {
+                let known = schemas::known(&data).map_err(Exit::failed)?;
+                Ok(Overview::of(&loaded.project).knowing(known))
+            }
             None => Err(Exit::Usage(format!(
                 "{} is not a data directory of weir; name one with --data, or a running engine with --url",
                 data.display()
@@ -147,7 +151,12 @@ fn plan(folder: &std::path::Path, of: &Of) -> Result<(), Exit> {
         }
         Err(error) => return Err(Exit::Usage(error.to_string())),
     };
-    let changes = changes(&of.overview()?, &Overview::of(&loaded.project));
+    let now = of.overview()?;
+    if let Err(refused) = schemas::allowed(&now.schemas, &loaded.project, &loaded.files) {
+        print(&refused.to_string())?;
+        return Err(Exit::Silent);
+    }
+    let changes = changes(&now, &Overview::of(&loaded.project));
     if let Output::Json = of.format {
         return json(&changes);
     }
