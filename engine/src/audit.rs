@@ -135,21 +135,23 @@ async fn count(
         filter =
             if names.is_empty() { "WHERE false".into() } else { format!("WHERE device IN ({})", names.join(", ")) };
     }
-    let mut sources: Vec<String> = core
+    let sources: Vec<String> = core
         .catalog
         .streams()
         .iter()
         .map(|stream| format!("SELECT device, epoch, seq, CAST(1 AS BIGINT) AS n FROM \"{}\" {filter}", stream.name))
         .collect();
+    let streams = sources.join(" UNION ALL ");
     let with = if filter.is_empty() { "WHERE".to_owned() } else { format!("{filter} AND") };
-    sources.push(format!(
-        "SELECT device, epoch, seq, CAST(records AS BIGINT) AS n FROM \"_dead_letters\" {with} epoch IS NOT NULL"
-    ));
+    // A letter whose frame has become rows counts as these.
+    let letters = format!(
+        "SELECT device, epoch, seq, CAST(records AS BIGINT) AS n FROM \"_dead_letters\" l {with} epoch IS NOT NULL \
+         AND NOT EXISTS (SELECT 1 FROM ({streams}) s WHERE s.device = l.device AND s.epoch = l.epoch AND s.seq = l.seq)"
+    );
     let sql = format!(
         "SELECT device, epoch, CAST(sum(k * n) AS BIGINT) AS rows, CAST(sum(n) AS BIGINT) AS distinct_rows \
-         FROM (SELECT device, epoch, seq, max(n) AS n, count(*) AS k FROM ({}) GROUP BY device, epoch, seq) \
-         GROUP BY device, epoch",
-        sources.join(" UNION ALL ")
+         FROM (SELECT device, epoch, seq, max(n) AS n, count(*) AS k FROM ({streams} UNION ALL {letters}) \
+         GROUP BY device, epoch, seq) GROUP BY device, epoch"
     );
     let bounds = Bounds { rows: usize::MAX, time: Duration::from_secs(600) };
     let table = query::run(context, &sql, bounds).await?;

@@ -103,6 +103,7 @@ pub struct Core {
     pub recovered: Vec<LogEnd>,
     states: Vec<Arc<StateStore>>,
     threads: Vec<JoinHandle<()>>,
+    redecoding: tokio::task::JoinHandle<()>,
     fatal: tokio::sync::Mutex<mpsc::Receiver<CoreError>>,
     _lock: DataLock,
 }
@@ -191,6 +192,7 @@ impl Core {
         let node = Node::start(opened, admission, metrics.clone())
             .await
             .map_err(|e| CoreError::Other(format!("cannot start the shard supervisors: {e}")))?;
+        let redecoding = tokio::spawn(redecode(node.shards().to_vec(), statuses.clone()));
         Ok(Self {
             node: Arc::new(node),
             statuses,
@@ -204,6 +206,7 @@ impl Core {
             recovered,
             states,
             threads,
+            redecoding,
             fatal: tokio::sync::Mutex::new(fatal),
             _lock: lock,
         })
@@ -311,6 +314,9 @@ impl Core {
     /// Ends everything. With `flush`, what is committed is cut into files first.
     pub async fn shutdown(mut self, flush: bool) -> Result<(), CoreError> {
         let mut outcome = Ok(());
+        // A cut that it asks for now would never be answered; the next start goes on with it.
+        self.redecoding.abort();
+        let _ = (&mut self.redecoding).await;
         if flush && self.healthy() {
             // A store that fails just now must not keep the process from ending: what is in the log is safe.
             outcome = match tokio::time::timeout(Duration::from_secs(60), self.flush()).await {
@@ -338,6 +344,20 @@ impl Core {
             }
         }
         outcome
+    }
+}
+
+/// Asks for cuts as long as shards have frames to read again, each of which takes a part of them.
+async fn redecode(shards: Vec<Arc<actors::shard::Shard>>, statuses: Vec<Arc<Status>>) {
+    for (shard, status) in shards.iter().zip(&statuses) {
+        let mut cut = status.cut.subscribe();
+        while status.redecoding.load(Ordering::Acquire) {
+            // Either fails only when the engine ends.
+            let Ok(barrier) = shard.committer.barrier(true).await else { return };
+            if cut.wait_for(|done| *done >= barrier).await.is_err() {
+                return;
+            }
+        }
     }
 }
 

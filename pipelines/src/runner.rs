@@ -14,6 +14,7 @@
 
 mod built;
 mod mail;
+mod redecode;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
@@ -42,6 +43,8 @@ use tokio::runtime::Handle;
 use self::built::{Built, Running, Saved, build};
 pub use self::mail::Peers;
 use self::mail::{Mail, is_mail};
+use self::redecode::Pass;
+pub use self::redecode::{FROM_THE_START, REDECODE};
 pub use self::status::Status;
 
 use crate::PipelineError;
@@ -191,6 +194,8 @@ pub struct Runner {
     dropped: Vec<String>,
     mail: Mail,
     position: Position,
+    /// Frames whose schema was unknown.
+    pass: Pass,
 }
 
 impl std::fmt::Debug for Runner {
@@ -218,6 +223,8 @@ impl Runner {
         }
         let mut built = build(&parts, &parts.project, &mut states)?;
         mail.unpark(false, |partial| built.take(partial))?;
+        let pass = Pass::stored(&stored.counters);
+        parts.status.redecoding.store(matches!(pass, Pass::After(_)), Ordering::Release);
         let rows = RowBuilder::new(parts.catalog.clone());
         parts.status.live.start(cut_barrier);
         for row in parts.state.outbox(Barrier(u64::MAX)).await? {
@@ -237,6 +244,7 @@ impl Runner {
             dropped: states.into_keys().collect(),
             mail,
             position,
+            pass,
         })
     }
 
@@ -359,17 +367,23 @@ impl Runner {
                 self.parts.status.records.fetch_add(batch.num_rows() as u64, Ordering::AcqRel);
             }
             if self.position > self.recovered.checkpoint {
-                for at in self.built.by_source.get(&*table).into_iter().flatten() {
-                    if let Some(Running { pipeline, .. }) = self.built.running.get_mut(*at) {
-                        pipeline
-                            .ingest(&batch)
-                            .map_err(|source| RunnerError::Pipeline { name: pipeline.name().to_owned(), source })?;
-                    }
-                }
+                self.feed(&table, &batch)?;
             }
             if self.position > self.recovered.cut {
                 self.parts.status.live.add(&table, batch.clone());
                 self.raw.entry(table.to_string()).or_default().push(batch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands rows of a table to the pipelines that read it.
+    fn feed(&mut self, table: &str, batch: &RecordBatch) -> Result<(), RunnerError> {
+        for at in self.built.by_source.get(table).into_iter().flatten() {
+            if let Some(Running { pipeline, .. }) = self.built.running.get_mut(*at) {
+                pipeline
+                    .ingest(batch)
+                    .map_err(|source| RunnerError::Pipeline { name: pipeline.name().to_owned(), source })?;
             }
         }
         Ok(())
@@ -388,7 +402,8 @@ impl Runner {
         cut: bool,
     ) -> Result<(), RunnerError> {
         if barrier > self.recovered.checkpoint_barrier {
-            self.checkpoint(position, now, barrier).await?;
+            let again = if cut { self.redecode().await? } else { Vec::new() };
+            self.checkpoint(position, now, barrier, again).await?;
         }
         if cut && barrier > self.recovered.cut_barrier {
             self.cut(position, barrier).await?;
@@ -425,8 +440,13 @@ impl Runner {
         self.version
     }
 
-    async fn checkpoint(&mut self, position: Position, now: Timestamp, barrier: Barrier) -> Result<(), RunnerError> {
-        let mut outbox = Vec::new();
+    async fn checkpoint(
+        &mut self,
+        position: Position,
+        now: Timestamp,
+        barrier: Barrier,
+        mut outbox: Vec<(String, RecordBatch)>,
+    ) -> Result<(), RunnerError> {
         let mut states = Vec::with_capacity(self.built.running.len());
         let mut groups = 0;
         let mut late = Vec::new();
@@ -479,6 +499,7 @@ impl Runner {
                 Ok(Outbox { barrier, table: table.clone(), ipc })
             })
             .collect::<Result<Vec<_>, RunnerError>>()?;
+        let noted = self.pass.counter();
         let checkpoint = Checkpoint {
             #[cfg(not(feature = "planted"))]
             position,
@@ -491,11 +512,11 @@ impl Runner {
             dropped_pipelines: self.dropped.clone(),
             outbox: outbox_rows,
             #[cfg(not(feature = "planted"))]
-            counters: vec![(PROJECT.to_owned(), self.version), number],
+            counters: noted.into_iter().chain([(PROJECT.to_owned(), self.version), number]).collect(),
             #[cfg(feature = "planted")]
             counters: match device::planted::is("version-not-noted") {
                 true => vec![number],
-                false => vec![(PROJECT.to_owned(), self.version), number],
+                false => noted.into_iter().chain([(PROJECT.to_owned(), self.version), number]).collect(),
             },
         };
         self.until_it_works("checkpoint", async |parts| {

@@ -105,6 +105,27 @@ impl TableStore {
             let counts = |file: FileName| upto.get(&file.shard).is_none_or(|upto| file.to <= *upto);
             files.retain(|file| counts(file.name));
         }
+        self.over(table, files, live).await
+    }
+
+    /// What the log of one shard has put into the files of a table, up to and including a barrier. `None`: no file.
+    pub async fn of_shard(
+        &self,
+        table: &str,
+        shard: ShardId,
+        upto: Barrier,
+    ) -> Result<Option<Arc<dyn TableProvider>>, TableError> {
+        let mut files = files::list(&self.store, table).await?;
+        files.retain(|file| file.name.shard == shard && file.name.to <= upto);
+        self.over(table, files, None).await
+    }
+
+    async fn over(
+        &self,
+        table: &str,
+        files: Vec<TableFile>,
+        live: Option<LiveTable>,
+    ) -> Result<Option<Arc<dyn TableProvider>>, TableError> {
         let facts = self.facts.of(table, &files).await?;
 
         // From old to new, so that the newest schema wins; live rows are newer than all files.
