@@ -1,7 +1,7 @@
 """Schemas that change under a fleet: minor and major versions beside each other, frames that wait for their schema, and
 reference tables in an object store.
 
-    evolution.py [--frames 4000] [--seed N]
+    evolution.py [--frames 4000] [--changes 9] [--seed N]
 
 Frames come over bare MQTT, in versions that are declared and that are not yet. The engine is killed while it makes rows of
 frames that had waited, again and again, and each record must be there exactly once, by the engine's audit and by DuckDB.
@@ -24,7 +24,7 @@ import traceback
 
 import cbor2
 
-from rawmqtt import Raw
+from rawmqtt import Closed, Raw
 from weir import Engine, check, duck
 
 CONFIG = """
@@ -136,7 +136,7 @@ def minors(engine, folder, rng):
     check(number(engine, "SELECT sum(records) FROM _dead_letters WHERE reason = 'unknown_schema'") == 10, "the rest waits")
     audit(engine)
 
-    # While it runs: what is wrong is refused with its place, and streams take a restart.
+    # While it runs: what is wrong is refused with its place, what is right counts at once.
     (folder / "s.sql").write_text(SECOND.replace("'1.1'", "'1.0'"))
     wait("a changed version is refused", lambda: "humidity` is new, but version 1.0" in engine.log_tail(60))
     check("write WITH (version = '1.1')" in engine.log_tail(60), "it says what to do")
@@ -146,7 +146,13 @@ def minors(engine, folder, rng):
     refused(engine, folder, "`humidity` is new, but version 1.0 of `telemetry` counts already")
     (folder / "s.sql").write_text(SECOND.replace("'Cel'", "'K'"))
     refused(engine, folder, "the unit of `temperature` was 'Cel' and is 'K'")
+    (folder / "s.sql").write_text(FIRST)
+    engine.start()
     (folder / "s.sql").write_text(SECOND)
+    code, text = weir(engine, "pipelines", "plan", folder, "--url", engine.url)
+    check(code == 0 and "stream telemetry: changed" in text, text)
+    wait("the frame has become rows", lambda: number(engine, count) == 26)
+    engine.kill()
     for start in range(3):
         engine.start()
         wait("the frame has become rows", lambda: number(engine, count) == 26)
@@ -228,6 +234,69 @@ def letters(engine, folder, rng, frames):
     check(found == (expected, expected), f"DuckDB finds {found}")
     found = c.execute("SELECT count(*), count(DISTINCT (device, seq)) FROM fast").fetchone()
     check(found == (expected, expected), f"DuckDB finds {found} in the pipeline")
+
+
+class Sender(threading.Thread):
+    """Sends frames of one schema until told to end; one that was not acknowledged is sent again."""
+
+    def __init__(self, device, schema):
+        super().__init__(daemon=True)
+        self.device, self.schema, self.sent, self.ending, self.error = device, schema, 0, False, None
+
+    def run(self):
+        try:
+            while not self.ending:
+                frame = self.device.frame(self.schema, (1, 0), [{1: self.sent}] * 3)
+                self.deliver(frame)
+                self.sent += 3
+        except Exception as e:  # noqa: BLE001
+            self.error = e
+
+    def deliver(self, frame):
+        until = time.monotonic() + 60
+        while True:
+            try:
+                self.device.connection = getattr(self.device, "connection", None) or Raw(self.device.engine.mqtt_port, self.device.name)
+                return self.device.connection.publish(f"devices/{self.device.name}/telemetry", frame)
+            except (OSError, Closed, AssertionError, TimeoutError):
+                self.device.connection = None
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+
+
+def changes(engine, folder, rng, rounds):
+    """A stream is declared while its devices send, and the engine is killed around the moment when it counts."""
+    engine.start()
+    total = 0
+    for change in range(rounds):
+        schema = 20 + change
+        senders = [Sender(Device(engine, f"c{change}-{i}", rng), schema) for i in range(4)]
+        for sender in senders:
+            sender.start()
+        time.sleep(rng.uniform(0.2, 1))
+        (folder / f"c{change}.sql").write_text(f"CREATE STREAM c{change} (n BIGINT OPTIONS (id = 1)) WITH (schema = {schema});\n")
+        if change % 3:
+            time.sleep(rng.uniform(0.8, 2.8))
+            engine.kill()
+            engine.start()
+        else:
+            wait("the stream counts", lambda: f"stream c{change}: new" in engine.log_tail(200))  # noqa: B023
+        time.sleep(rng.uniform(0.2, 0.8))
+        for sender in senders:
+            sender.ending = True
+        for sender in senders:
+            sender.join(70)
+            check(not sender.is_alive() and sender.error is None, f"{sender.device.name}: {sender.error!r}")
+        sent = sum(sender.sent for sender in senders)
+        total += sent
+        table = f"SELECT count(*) FROM c{change}"
+        wait(f"{sent} rows of change {change}", lambda: number(engine, table) == sent)  # noqa: B023
+        engine.flush()
+        once = f"SELECT count(*) FROM (SELECT DISTINCT device, epoch, seq FROM c{change})"
+        check(number(engine, once) == sent == number(engine, table), f"each once in change {change}")
+    print(f"  changes: {total} records of {rounds} streams that were declared under load; {audit(engine)}", flush=True)
+    check(engine.stop() == 0, engine.log_tail())
 
 
 def majors(engine, folder, rng):
@@ -336,6 +405,7 @@ def objects(engine, folder, rng):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--frames", type=int, default=4000)
+    p.add_argument("--changes", type=int, default=9)
     p.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     o = p.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="weir-evolution-"))
@@ -347,6 +417,7 @@ def main():
     try:
         minors(engine, sources, rng)
         letters(engine, sources, rng, o.frames)
+        changes(engine, sources, rng, o.changes)
         majors(engine, sources, rng)
         objects(engine, sources, rng)
     except Exception as e:  # noqa: BLE001

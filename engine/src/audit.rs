@@ -4,7 +4,7 @@
 //! for, the tables say which rows there are. A number that the state calls stored and no table holds is missing; a
 //! number that stands in two rows is double.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,11 +135,17 @@ async fn count(
         filter =
             if names.is_empty() { "WHERE false".into() } else { format!("WHERE device IN ({})", names.join(", ")) };
     }
-    let sources: Vec<String> = core
-        .catalog
-        .streams()
+    // Also those that are no longer declared: their rows are there.
+    let known = core.schemas().map_err(|e| QueryError::Query(e.to_string()))?;
+    let mut tables: BTreeSet<String> = core.catalog().streams().iter().map(|stream| stream.name.to_string()).collect();
+    for table in sql::tables_of(&known) {
+        if context.table_exist(table.as_str())? {
+            tables.insert(table);
+        }
+    }
+    let sources: Vec<String> = tables
         .iter()
-        .map(|stream| format!("SELECT device, epoch, seq, CAST(1 AS BIGINT) AS n FROM \"{}\" {filter}", stream.name))
+        .map(|table| format!("SELECT device, epoch, seq, CAST(1 AS BIGINT) AS n FROM \"{table}\" {filter}"))
         .collect();
     let streams = sources.join(" UNION ALL ");
     let with = if filter.is_empty() { "WHERE".to_owned() } else { format!("{filter} AND") };

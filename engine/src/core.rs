@@ -17,7 +17,7 @@ use bytes::Bytes;
 use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
 use device::seq::Barrier;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use pipelines::runner::{LogEnd, RunnerError, Status};
 use serde::{Deserialize, Serialize};
 use sql::{PipelinePlan, Project};
@@ -88,22 +88,20 @@ pub struct Core {
     pub statuses: Vec<Arc<Status>>,
     /// Files of all tables.
     pub tables: Arc<TableStore>,
-    /// The project that counts.
-    project: RwLock<Arc<Project>>,
+    /// The project that counts, and its streams.
+    project: RwLock<(Arc<Project>, Arc<Catalog>)>,
     registry: Arc<Registry>,
     /// The data directory.
     root: PathBuf,
     /// Held while the shards go over to another version.
     going_over: tokio::sync::Mutex<()>,
-    /// Its streams.
-    pub catalog: Arc<Catalog>,
     /// Counters of the device side.
     pub metrics: Arc<Metrics>,
     /// How recovery went, for the log.
     pub recovered: Vec<LogEnd>,
     states: Vec<Arc<StateStore>>,
     threads: Vec<JoinHandle<()>>,
-    redecoding: tokio::task::JoinHandle<()>,
+    redecoding: Mutex<tokio::task::JoinHandle<()>>,
     fatal: tokio::sync::Mutex<mpsc::Receiver<CoreError>>,
     _lock: DataLock,
 }
@@ -159,6 +157,7 @@ impl Core {
 
         schemas::allowed(&schemas::known(&root)?, &loaded.project, &loaded.files)?;
         let project = registry.keep(&loaded)?;
+        schemas::note(&root, &loaded)?;
         let before = match registry.current()? {
             Some(old) if old.project.fingerprint() != project.fingerprint() => {
                 tracing::info!("the pipeline project has changed; finishing what was written under the old one");
@@ -185,7 +184,6 @@ impl Core {
             let work = work(id, config, &log, &clock, fingerprint, &metrics, &fatal_sender);
             threads.extend(spawn(id, shard, work, &fatal_sender));
         }
-        schemas::note(&root, &loaded)?;
         registry.settle(&loaded)?;
         peers.open(&opened);
         let admission = Admission::new(config.limits.in_flight as usize);
@@ -197,16 +195,15 @@ impl Core {
             node: Arc::new(node),
             statuses,
             tables: Arc::new(TableStore::open(store)),
-            project: RwLock::new(project),
+            project: RwLock::new((project, catalog)),
             registry,
             root,
             going_over: tokio::sync::Mutex::new(()),
-            catalog,
             metrics,
             recovered,
             states,
             threads,
-            redecoding,
+            redecoding: Mutex::new(redecoding),
             fatal: tokio::sync::Mutex::new(fatal),
             _lock: lock,
         })
@@ -250,7 +247,12 @@ impl Core {
 
     /// The project that counts.
     pub fn project(&self) -> Arc<Project> {
-        self.project.read().clone()
+        self.project.read().0.clone()
+    }
+
+    /// Its streams.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.project.read().1.clone()
     }
 
     /// What is known of streams; see [`schemas`].
@@ -267,21 +269,20 @@ impl Core {
             return Ok(false);
         }
         schemas::allowed(&self.schemas()?, &loaded.project, &loaded.files)?;
-        if loaded.project.catalog() != *self.catalog {
-            // Devices, gateway and tables of streams all stand on it.
-            return Err(CoreError::Other("the streams have changed, which takes a restart of the engine".to_owned()));
-        }
         let project = self.registry.keep(loaded)?;
+        let catalog = Arc::new(project.catalog());
+        schemas::note(&self.root, loaded)?;
         let stopped = || CoreError::Other("the engine is stopping".to_owned());
-        let asked: Vec<_> = self.node.shards().iter().map(|shard| shard.committer.switch(version)).collect();
+        let asked: Vec<_> = self.node.shards().iter().map(|shard| shard.switch(version, catalog.clone())).collect();
         for (receiver, status) in asked.into_iter().zip(&self.statuses) {
             let barrier = receiver.await.map_err(|_| stopped())?;
             let mut cut = status.cut.subscribe();
             cut.wait_for(|done| *done >= barrier).await.map_err(|_| stopped())?;
         }
-        schemas::note(&self.root, loaded)?;
         self.registry.settle(loaded)?;
-        *self.project.write() = project;
+        *self.project.write() = (project, catalog);
+        let redecoding = tokio::spawn(redecode(self.node.shards().to_vec(), self.statuses.clone()));
+        std::mem::replace(&mut *self.redecoding.lock(), redecoding).abort();
         Ok(true)
     }
 
@@ -315,8 +316,9 @@ impl Core {
     pub async fn shutdown(mut self, flush: bool) -> Result<(), CoreError> {
         let mut outcome = Ok(());
         // A cut that it asks for now would never be answered; the next start goes on with it.
-        self.redecoding.abort();
-        let _ = (&mut self.redecoding).await;
+        let redecoding = self.redecoding.get_mut();
+        redecoding.abort();
+        let _ = redecoding.await;
         if flush && self.healthy() {
             // A store that fails just now must not keep the process from ending: what is in the log is safe.
             outcome = match tokio::time::timeout(Duration::from_secs(60), self.flush()).await {

@@ -16,9 +16,7 @@ use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
 use device::seq::{Barrier, Position};
 use futures::future::BoxFuture;
-use pipelines::runner::{
-    DeviceStates, FROM_THE_START, LogEnd, PROJECT, Parts as RunnerParts, Peers, Projects, REDECODE, Runner, Status,
-};
+use pipelines::runner::{DeviceStates, LogEnd, PROJECT, Parts as RunnerParts, Peers, Projects, Runner, Status};
 use sql::Project;
 use storage::log::ShardLog;
 use storage::state::StateStore;
@@ -132,10 +130,6 @@ impl Opener {
         let own = self.noted(state, before).await?;
         if own.fingerprint() != version {
             self.finish(id, state, &own).await?;
-        }
-        if own.catalog() != wanted.catalog() {
-            // Before the version: whoever dies between the two looks once more, and finds what was found.
-            state.set_counter(REDECODE, FROM_THE_START).await?;
         }
         if state.counter(PROJECT).await? != Some(version) {
             state.set_counter(PROJECT, version).await?;

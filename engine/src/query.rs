@@ -108,7 +108,7 @@ async fn of_project(context: &SessionContext, project: &Project) -> Result<(), Q
 
 /// All tables of a running engine: files and the rows that are newer than the last of them.
 pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<SessionContext, QueryError> {
-    over_live(&core.tables, &core.project(), &core.catalog, &core.statuses, runtime).await
+    over_live(&core.tables, &core.project(), &core.catalog(), &core.statuses, runtime).await
 }
 
 /// All tables of a project: files, and the rows of its shards that are newer than the last of them; reference tables

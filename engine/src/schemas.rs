@@ -73,3 +73,47 @@ pub fn note(data: &Path, loaded: &Loaded) -> Result<(), ProjectError> {
     };
     write().map_err(|e: std::io::Error| failed(e.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = r#"{"version":1,"streams":[{"stream":"telemetry","major":1,"minor":4,"schema":1,"fields":[
+        {"id":1,"name":"t","type":"DOUBLE","unit":"Cel","scale":-1,"range":[-40.0,125.0]},
+        {"id":2,"name":"s","type":"TEXT","symbols":["on","off"]}]}]}"#;
+
+    const SQL: &str =
+        "CREATE STREAM telemetry (t DOUBLE OPTIONS (id = 1, unit = 'Cel', scale = -1, range = '-40..125'),
+        s ENUM('on', 'off') OPTIONS (id = 2)) WITH (version = '1.4');";
+
+    fn loaded(text: &str) -> Loaded {
+        project::check(vec![SourceFile { name: "p.sql".to_owned(), text: text.to_owned() }]).unwrap()
+    }
+
+    #[test]
+    fn what_was_written_once_reads_and_is_written_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(known(dir.path()).unwrap().is_empty());
+        note(dir.path(), &loaded(SQL)).unwrap();
+        let written: Stored = serde_json::from_slice(&std::fs::read(path(dir.path())).unwrap()).unwrap();
+        let old: Stored = serde_json::from_str(OLD).unwrap();
+        assert_eq!(written.streams, old.streams);
+        std::fs::write(path(dir.path()), OLD).unwrap();
+        let now = known(dir.path()).unwrap();
+        allowed(&now, &loaded(SQL).project, &[]).unwrap();
+        let other = loaded(&SQL.replace("scale = -1", "scale = -2"));
+        let refused = allowed(&now, &other.project, &other.files).unwrap_err().to_string();
+        assert!(refused.contains("p.sql:1:") && refused.contains("the scale of `t` was -1 and is -2"), "{refused}");
+        std::fs::write(path(dir.path()), OLD.replace("\"version\":1", "\"version\":2")).unwrap();
+        assert!(known(dir.path()).unwrap_err().to_string().contains("run the weir that wrote it"));
+    }
+
+    #[test]
+    fn a_directory_of_an_earlier_weir_knows_the_project_that_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = project::Registry::new(project_file(dir.path()));
+        registry.settle(&loaded(SQL)).unwrap();
+        let now = known(dir.path()).unwrap();
+        assert_eq!((now.len(), now[0].minor, now[0].fields.len()), (1, 4, 2));
+    }
+}

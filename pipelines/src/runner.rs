@@ -43,8 +43,7 @@ use tokio::runtime::Handle;
 use self::built::{Built, Running, Saved, build};
 pub use self::mail::Peers;
 use self::mail::{Mail, is_mail};
-use self::redecode::Pass;
-pub use self::redecode::{FROM_THE_START, REDECODE};
+use self::redecode::Letters;
 pub use self::status::Status;
 
 use crate::PipelineError;
@@ -195,7 +194,7 @@ pub struct Runner {
     mail: Mail,
     position: Position,
     /// Frames whose schema was unknown.
-    pass: Pass,
+    letters: Letters,
 }
 
 impl std::fmt::Debug for Runner {
@@ -223,8 +222,10 @@ impl Runner {
         }
         let mut built = build(&parts, &parts.project, &mut states)?;
         mail.unpark(false, |partial| built.take(partial))?;
-        let pass = Pass::stored(&stored.counters);
-        parts.status.redecoding.store(matches!(pass, Pass::After(_)), Ordering::Release);
+        let letters = Letters::stored(&stored.counters, &parts.catalog);
+        // A new shard has none.
+        let again = stored.checkpoint.is_some() && letters.waiting();
+        parts.status.redecoding.store(again, Ordering::Release);
         let rows = RowBuilder::new(parts.catalog.clone());
         parts.status.live.start(cut_barrier);
         for row in parts.state.outbox(Barrier(u64::MAX)).await? {
@@ -244,7 +245,7 @@ impl Runner {
             dropped: states.into_keys().collect(),
             mail,
             position,
-            pass,
+            letters,
         })
     }
 
@@ -427,6 +428,14 @@ impl Runner {
             let merged = merge.as_mut().map(Merge::checkpoint).transpose().map_err(failed)?;
             states.insert(name, Saved { own, merged });
         }
+        let catalog = project.catalog();
+        if catalog != *self.parts.catalog {
+            // Everything that was pushed has been gathered.
+            self.parts.catalog = Arc::new(catalog);
+            self.rows = RowBuilder::new(self.parts.catalog.clone());
+            self.letters.declare(&self.parts.catalog);
+            self.parts.status.redecoding.store(self.letters.waiting(), Ordering::Release);
+        }
         self.built = build(&self.parts, &project, &mut states)?;
         self.mail.unpark(true, |partial| self.built.take(partial))?;
         self.dropped.extend(states.into_keys());
@@ -499,7 +508,7 @@ impl Runner {
                 Ok(Outbox { barrier, table: table.clone(), ipc })
             })
             .collect::<Result<Vec<_>, RunnerError>>()?;
-        let noted = self.pass.counter();
+        let noted = self.letters.counters();
         let checkpoint = Checkpoint {
             #[cfg(not(feature = "planted"))]
             position,

@@ -88,6 +88,16 @@ pub fn known_with(before: &[Known], project: &Project) -> Vec<Known> {
     all
 }
 
+/// The tables of what is known.
+pub fn tables_of(known: &[Known]) -> Vec<String> {
+    let lowest = |of: &Known| known.iter().all(|other| other.stream != of.stream || other.major >= of.major);
+    let table = |of: &Known| match lowest(of) {
+        true => of.stream.clone(),
+        false => crate::majors::table(&of.stream, of.major),
+    };
+    known.iter().map(table).collect()
+}
+
 /// Everything in a project that may not follow upon what is known.
 pub fn evolve(known: &[Known], project: &Project) -> Vec<Diagnostic> {
     let mut found = Vec::new();

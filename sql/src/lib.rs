@@ -54,11 +54,11 @@ mod window;
 pub use bounds::too_long;
 pub use check::check;
 pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
-pub use evolution::{Known, KnownField, evolve, known_with};
+pub use evolution::{Known, KnownField, evolve, known_with, tables_of};
 pub use interval::shown as duration;
 pub use project::{
-    DEFAULT_LATENESS_NS, FieldFacts, Granularity, Join, Kind, PipelinePlan, Place, Project, Reads, StreamDecl, TableDecl,
-    Window,
+    DEFAULT_LATENESS_NS, FieldFacts, Granularity, Join, Kind, PipelinePlan, Place, Project, Reads, StreamDecl,
+    TableDecl, Window,
 };
 pub use reference::read_tables;
 pub use render::{render_all, render_json};

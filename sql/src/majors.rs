@@ -15,6 +15,11 @@ pub(crate) fn view(base: &str) -> String {
     format!("{base}_all")
 }
 
+/// The table of a major version that is not the lowest.
+pub(crate) fn table(base: &str, major: u16) -> String {
+    format!("{base}_v{major}")
+}
+
 /// Gives each major version beyond the lowest its table, and brings their schema ids together.
 pub(crate) fn name_tables<'a>(
     names: &mut Names,
@@ -46,7 +51,7 @@ pub(crate) fn name_tables<'a>(
                 _ => decl.stream.schema_id = ids.first().copied(),
             }
             if index != lowest {
-                decl.stream.name = format!("{base}_v{major}").into();
+                decl.stream.name = table(&base, *major).into();
             }
         }
         let mut taken = |name: String, what: &str, decl: &StreamDecl| {

@@ -238,3 +238,42 @@ async fn a_directory_refuses_what_its_tables_cannot_become() {
     bench.core.shutdown(true).await.unwrap();
     assert!(refused(FIRST.replace("'1.0'", "'2.0'")).await.contains("version 1 of `telemetry` is gone"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_declared_while_the_engine_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path();
+    let bench = Bench::open(data, FIRST).await.unwrap();
+    bench.waits("a", frame(7, (3, 0), 1, 3)).await;
+    bench.waits("a", frame(1, (1, 1), 4, 2)).await;
+    let take = async |text: &str| {
+        let file = SourceFile { name: "p.sql".to_owned(), text: text.to_owned() };
+        bench.core.go_over(&project::check(vec![file]).unwrap()).await
+    };
+    let both = format!("{SECOND_MINOR}{PUMPS}");
+    assert!(take(&both).await.unwrap());
+    for _ in 0..500 {
+        if bench.number("SELECT count(*) FROM fast").await == 3 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!((bench.rows("pumps").await, bench.rows("telemetry").await), ((3, 6), (2, 9)));
+    // From now on at once, and what was widened is whole.
+    assert_eq!(bench.send("a", frame(7, (3, 2), 6, 1)).await, Outcome::Stored);
+    assert_eq!(bench.send("a", frame(1, (1, 1), 7, 1)).await, Outcome::Stored);
+    assert_eq!((bench.rows("pumps").await, bench.rows("telemetry").await), ((4, 12), (3, 16)));
+    let narrower = take(&both.replace("'1.1'", "'1.2'").replace("t DOUBLE", "t FLOAT")).await.unwrap_err().to_string();
+    assert!(narrower.contains("the type of `t` was DOUBLE and is FLOAT"), "{narrower}");
+    assert_eq!(bench.number("SELECT count(*) FROM telemetry WHERE t = 0.1").await, 3);
+    // No longer declared: its rows are accounted for, its frames wait again.
+    assert!(take(SECOND_MINOR).await.unwrap());
+    bench.waits("a", frame(7, (3, 0), 8, 1)).await;
+    assert_eq!(bench.rows("telemetry").await, (3, 16));
+    bench.core.shutdown(false).await.unwrap();
+    for _ in 0..2 {
+        let bench = Bench::settled(data, &both).await;
+        assert_eq!((bench.rows("pumps").await, bench.rows("telemetry").await), ((5, 20), (3, 16)));
+        bench.core.shutdown(false).await.unwrap();
+    }
+}

@@ -15,12 +15,13 @@
 //!   declared again, or a letter that overlaps another, makes no second row. Earlier parts are in files by then, since
 //!   each part ends with a cut.
 //! - A letter that still cannot be read stays what it is. A frame that comes when its schema is declared is never a letter of this
-//!   kind, so a new pass is needed only when streams change; and they change only where the log is cut.
+//!   kind: what is decided by the old streams stands before the change in the log, what is decided by the new ones
+//!   behind it. So a new pass is needed only when streams change, and they change only behind a cut.
 //!
 //! A part that fails to be read (the store is away) is left for the next cut. Absent: letters of plain records (their
 //! stream's name is wrong, not missing), and the removal of letters, whose files are never rewritten.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -37,6 +38,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use device::entry::{Body, Entry, Reason, Records, Run, Runs, Stamps};
 use device::id::DeviceId;
 use device::payload::{PayloadFormat, read_frame_header};
+use device::schema::{Catalog, SchemaVersion};
 use device::seq::Epoch;
 use device::time::Timestamp;
 use storage::rows::{RowBuilder, TableName};
@@ -45,50 +47,122 @@ use storage::table::TableStore;
 
 use super::{Runner, RunnerError};
 
-/// The counter of a shard's state that says up to which time of receipt letters were looked at; [`DONE`]: all.
-pub const REDECODE: &str = "redecode";
+/// Counters of a shard's state: for each declared schema and version up to which time of receipt letters were looked at.
+const COUNTER: &str = "redecode";
 
-/// The value of [`REDECODE`] with which a shard begins to look at all its letters.
-pub const FROM_THE_START: u64 = i64::MIN as u64;
+/// A schema that is no longer declared has nothing looked at: it begins anew should it be declared again.
+const FROM_THE_START: i64 = i64::MIN;
 
+/// All that could be there were looked at.
 const DONE: u64 = u64::MAX;
 
-/// Letters looked at in one part: with frames of 64 KiB, 32 MiB.
-const PART: usize = 512;
+/// Letters looked at in one part: with frames of 64 KiB, 64 MiB.
+const PART: usize = 1024;
+
+/// Parts without anything to read that one cut may pass over.
+const PARTS: usize = 64;
 
 /// Memory for reading one part, and for finding what has a row already.
 const MEMORY: usize = 512 << 20;
 
-/// Where a shard is with its letters.
+/// Schema id and version of a declared stream.
+type Schema = (u32, SchemaVersion);
+
+/// Where a shard is with the letters of a schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pass {
-    /// Its state was written by a weir that did not look at letters again. It begins at the first cut, so that letters that
-    /// are in no file yet are in one then.
+enum Pass {
+    /// Nobody has looked at letters since it is declared. It begins at the next cut, so that letters that are in no
+    /// file yet are in one then.
     Never,
     /// Letters received after this time are still to be looked at.
     After(i64),
-    /// All that could be there were looked at.
+    /// All were looked at.
     Done,
 }
 
-impl Pass {
+/// Where a shard is with its letters.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Letters {
+    declared: BTreeMap<Schema, Pass>,
+    /// Schemas that were declared once.
+    gone: BTreeSet<Schema>,
+}
+
+fn schemas(catalog: &Catalog) -> impl Iterator<Item = Schema> {
+    catalog.streams().iter().filter_map(|stream| Some((stream.schema_id?, stream.version)))
+}
+
+impl Letters {
     /// From the counters of a shard's state.
-    pub(super) fn stored(counters: &[(String, u64)]) -> Self {
-        match counters.iter().find(|(name, _)| name == REDECODE) {
-            None => Self::Never,
-            Some((_, DONE)) => Self::Done,
-            Some((_, after)) => Self::After(*after as i64),
+    pub(super) fn stored(counters: &[(String, u64)], catalog: &Catalog) -> Self {
+        let mut stored: BTreeMap<Schema, u64> = BTreeMap::new();
+        for (name, value) in counters {
+            let schema = name.strip_prefix(COUNTER).and_then(|rest| {
+                let (id, version) = rest.trim_start().split_once(' ')?;
+                Some((id.parse().ok()?, SchemaVersion::from_number(version.parse().ok()?)))
+            });
+            stored.extend(schema.map(|schema| (schema, *value)));
         }
+        let pass = |schema: Schema| match stored.get(&schema) {
+            None => Pass::Never,
+            Some(&DONE) => Pass::Done,
+            Some(after) => Pass::After(*after as i64),
+        };
+        let declared: BTreeMap<Schema, Pass> = schemas(catalog).map(|schema| (schema, pass(schema))).collect();
+        let gone = stored.into_keys().filter(|schema| !declared.contains_key(schema)).collect();
+        Self { declared, gone }
     }
 
-    /// As a counter.
-    pub(super) fn counter(self) -> Option<(String, u64)> {
-        let value = match self {
-            Self::Never => return None,
-            Self::After(after) => after as u64,
-            Self::Done => DONE,
+    /// Goes over to other streams, behind a cut: all letters are in files.
+    pub(super) fn declare(&mut self, catalog: &Catalog) {
+        let before = std::mem::take(&mut self.declared);
+        let pass = |schema: Schema| before.get(&schema).copied().unwrap_or(Pass::After(FROM_THE_START));
+        self.declared = schemas(catalog).map(|schema| (schema, pass(schema))).collect();
+        self.gone.extend(before.into_keys());
+        self.gone.retain(|schema| !self.declared.contains_key(schema));
+    }
+
+    /// As counters.
+    pub(super) fn counters(&self) -> Vec<(String, u64)> {
+        let name = |(id, version): &Schema| format!("{COUNTER} {id} {}", version.number());
+        let value = |pass: Pass| match pass {
+            Pass::Never => None,
+            Pass::After(after) => Some(after as u64),
+            Pass::Done => Some(DONE),
         };
-        Some((REDECODE.to_owned(), value))
+        let declared = self.declared.iter().filter_map(|(schema, pass)| Some((name(schema), value(*pass)?)));
+        let gone = self.gone.iter().map(|schema| (name(schema), FROM_THE_START as u64));
+        declared.chain(gone).collect()
+    }
+
+    /// The earliest time behind which letters are still to be looked at.
+    fn after(&self) -> Option<i64> {
+        let times = self.declared.values().filter_map(|pass| match pass {
+            Pass::After(after) => Some(*after),
+            Pass::Never | Pass::Done => None,
+        });
+        times.min()
+    }
+
+    /// Whether letters are to be looked at, now or from the next cut on.
+    pub(super) fn waiting(&self) -> bool {
+        self.declared.values().any(|pass| *pass != Pass::Done)
+    }
+
+    /// Whether a letter of that time, with this schema, is still to be looked at: the version is declared that reads it.
+    fn wants(&self, catalog: &Catalog, (id, version): Schema, received: i64) -> bool {
+        let index = catalog.declared(id, version).and_then(|index| catalog.stream(index));
+        let pass = index.and_then(|stream| self.declared.get(&(id, stream.version)));
+        matches!(pass, Some(Pass::After(after)) if received > *after)
+    }
+
+    /// Letters up to a time were looked at; `None`: all.
+    fn looked(&mut self, upto: Option<i64>) {
+        for pass in self.declared.values_mut() {
+            if let Pass::After(after) = *pass {
+                *pass = upto.map_or(Pass::Done, |upto| Pass::After(after.max(upto)));
+            }
+        }
     }
 }
 
@@ -103,49 +177,53 @@ struct Letter {
 /// What a part gave.
 struct Part {
     rows: Vec<(TableName, RecordBatch)>,
-    /// Where the next one goes on.
-    then: Pass,
+    /// Up to which time letters were looked at; `None`: all.
+    upto: Option<i64>,
 }
 
 impl Runner {
     /// Takes the next part of the letters, at a cut. The rows are in the pipelines already; they belong into the outbox of
     /// the checkpoint here.
     pub(super) async fn redecode(&mut self) -> Result<Vec<(String, RecordBatch)>, RunnerError> {
-        let after = match self.pass {
-            Pass::Done => return Ok(Vec::new()),
-            Pass::Never => {
-                self.pass = Pass::After(i64::MIN);
-                return Ok(Vec::new());
+        let mut rows = Vec::new();
+        for _ in 0..PARTS {
+            let Some(after) = self.letters.after() else { break };
+            let part = match self.part(after).await {
+                Ok(part) => part,
+                Err(error) => {
+                    tracing::warn!(shard = %self.parts.shard, %error, "frames of schemas that were unknown cannot be read again now; the next cut tries");
+                    self.parts.status.redecoding.store(false, Ordering::Release);
+                    break;
+                }
+            };
+            self.letters.looked(part.upto);
+            rows = part.rows;
+            if !rows.is_empty() {
+                break;
             }
-            Pass::After(after) => after,
-        };
-        let part = match self.part(after).await {
-            Ok(part) => part,
-            Err(error) => {
-                tracing::warn!(shard = %self.parts.shard, %error, "frames of schemas that were unknown cannot be read again now; the next cut tries");
-                self.parts.status.redecoding.store(false, Ordering::Release);
-                return Ok(Vec::new());
-            }
-        };
+        }
         let mut outbox = Vec::new();
-        for (table, batch) in part.rows {
+        for (table, batch) in rows {
             let rows = batch.num_rows() as u64;
             self.parts.status.redecoded.fetch_add(rows, Ordering::Relaxed);
             tracing::info!(shard = %self.parts.shard, table = &*table, rows, "frames whose schema was unknown have become rows");
             self.feed(&table, &batch)?;
             outbox.push((table.to_string(), batch));
         }
-        self.pass = part.then;
-        self.parts.status.redecoding.store(self.pass != Pass::Done, Ordering::Release);
+        for pass in self.letters.declared.values_mut().filter(|pass| **pass == Pass::Never) {
+            *pass = Pass::After(FROM_THE_START);
+        }
+        if !self.letters.waiting() {
+            self.parts.status.redecoding.store(false, Ordering::Release);
+        }
         Ok(outbox)
     }
 
     async fn part(&self, after: i64) -> Result<Part, DataFusionError> {
         let tables = TableStore::open(self.parts.store.clone());
         let context = session()?;
-        let Some(letters) = self.files(&tables, &context, DEAD_LETTERS).await? else {
-            return Ok(Part { rows: Vec::new(), then: Pass::Done });
-        };
+        let all = || Ok(Part { rows: Vec::new(), upto: None });
+        let Some(letters) = self.files(&tables, &context, DEAD_LETTERS).await? else { return all() };
         let unknown = col("reason").eq(lit(Reason::UnknownSchema.as_str()));
         let letters = letters.filter(unknown.and(col("epoch").is_not_null()).and(col("ts_ingest").gt(time(after))))?;
         // Their times first: only as many payloads are held as belong to the part. Letters of one time stay together.
@@ -156,9 +234,7 @@ impl Runner {
             let times = batch.column(0).as_primitive_opt::<TimestampNanosecondType>()?;
             arrow::compute::max(times)
         };
-        let Some(last) = times.iter().filter_map(newest).max() else {
-            return Ok(Part { rows: Vec::new(), then: Pass::Done });
-        };
+        let Some(last) = times.iter().filter_map(newest).max() else { return all() };
         let order = ["ts_ingest", "device", "epoch", "seq"].map(|name| col(name).sort(true, false));
         let part = letters.filter(col("ts_ingest").lt_eq(time(last)))?.sort(order.to_vec())?.collect().await?;
         let mut rows = Vec::new();
@@ -168,7 +244,7 @@ impl Runner {
                 rows.push((table, batch));
             }
         }
-        Ok(Part { rows, then: if found < PART { Pass::Done } else { Pass::After(last) } })
+        Ok(Part { rows, upto: (found == PART).then_some(last) })
     }
 
     /// A table as the files of this shard have it that were complete at the last cut.
@@ -197,7 +273,8 @@ impl Runner {
                 else {
                     continue;
                 };
-                if header.epoch != epoch.0 || catalog.declared(header.schema_id, header.schema_version).is_none() {
+                let schema = (header.schema_id, header.schema_version);
+                if header.epoch != epoch.0 || !self.letters.wants(catalog, schema, letter.received.0) {
                     continue;
                 }
                 let mut runs = Runs::new();
@@ -254,7 +331,10 @@ impl Runner {
 
 fn session() -> Result<SessionContext, DataFusionError> {
     let runtime = RuntimeEnvBuilder::new().with_memory_limit(MEMORY, 1.0).build_arc()?;
-    Ok(SessionContext::new_with_config_rt(SessionConfig::new().with_target_partitions(1), runtime))
+    let mut config = SessionConfig::new().with_target_partitions(1);
+    // Payloads of other times than the part's need not be decoded.
+    config.options_mut().execution.parquet.pushdown_filters = true;
+    Ok(SessionContext::new_with_config_rt(config, runtime))
 }
 
 fn time(nanos: i64) -> Expr {

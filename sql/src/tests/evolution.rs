@@ -167,7 +167,7 @@ fn what_two_major_versions_cannot_be() {
         ("CREATE PIPELINE telemetry_all AS SELECT ts FROM telemetry;", "the view over all versions, is taken"),
         ("CREATE PIPELINE q AS SELECT ts FROM telemetry_all;", "read one of `telemetry` and `telemetry_v2`"),
         (
-            "CREATE STREAM telemetry (y TEXT) WITH (version = '3.0', schema = 4);",
+            "CREATE STREAM telemetry (y TEXT) WITH (version = '3.0', schema = 4);\nCREATE STREAM telemetry () WITH (version = '4.0', schema = 5);",
             "versions of one stream have one schema id",
         ),
     ] {
