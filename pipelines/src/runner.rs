@@ -14,6 +14,7 @@
 
 mod built;
 mod mail;
+mod patience;
 mod redecode;
 mod status;
 
@@ -35,7 +36,7 @@ use storage::durable::Durable;
 use storage::log::ShardLog;
 use storage::parquet::{TableRows, WriteError};
 use storage::rows::RowBuilder;
-use storage::state::{Checkpoint, CutDone, Outbox, PipelinePart, StateError, StateStore};
+use storage::state::{Checkpoint, CutDone, Outbox, PipelinePart, StateStore};
 use storage::store::Store;
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -43,6 +44,7 @@ use tokio::runtime::Handle;
 use self::built::{Built, Running, Saved, build};
 pub use self::mail::Peers;
 use self::mail::{Mail, is_mail};
+use self::patience::Failure;
 use self::redecode::Letters;
 pub use self::status::Status;
 
@@ -58,9 +60,6 @@ const READ_BYTES: usize = 8 << 20;
 
 /// How long a batch below [`BATCH_ROWS`] waits for more, so that queries see new rows soon.
 const LINGER: Duration = Duration::from_millis(200);
-
-/// A write to the store that takes longer than this counts as failing: a slow disk needs a tenth of it.
-const STALL: Duration = Duration::from_secs(5);
 
 /// How long to sleep when there is nothing to make visible; a record ends it.
 const IDLE: Duration = Duration::from_secs(60);
@@ -143,26 +142,6 @@ pub struct Parts {
     pub peers: Arc<dyn Peers>,
     /// What others see of the runner.
     pub status: Arc<Status>,
-}
-
-impl Parts {
-    /// Waits for the store. The state store tries again by itself, silently and without end: what takes too long is
-    /// made known as a failing store, and given up only when the process is to end.
-    async fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
-        let mut work = std::pin::pin!(work);
-        loop {
-            if let Ok(done) = tokio::time::timeout(STALL, &mut work).await {
-                return Ok(done);
-            }
-            if self.status.stop.load(Ordering::Relaxed) {
-                return Err(Failure { permanent: true, text: "the store does not answer".to_owned() });
-            }
-            if self.status.healthy.swap(false, Ordering::Relaxed) {
-                self.status.store_failures.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(shard = %self.shard, "the store has not answered for {STALL:?}; waiting until it does");
-            }
-        }
-    }
 }
 
 /// Where a shard stood when it was opened.
@@ -600,49 +579,6 @@ impl Runner {
             tracing::warn!(shard = %self.parts.shard, %error, "cannot truncate the log");
         }
         Ok(())
-    }
-
-    /// Repeats `act` while the store is away. While it waits, the shard takes nothing, credits stay out, and the
-    /// sockets of the shard's devices stand still.
-    async fn until_it_works<T>(
-        &self,
-        what: &str,
-        act: impl AsyncFn(&Parts) -> Result<T, Failure>,
-    ) -> Result<T, RunnerError> {
-        let status = &self.parts.status;
-        let mut pause = Duration::from_millis(100);
-        loop {
-            match act(&self.parts).await {
-                Ok(value) => {
-                    if !status.healthy.swap(true, Ordering::Relaxed) {
-                        tracing::info!(shard = %self.parts.shard, "the store works again");
-                    }
-                    return Ok(value);
-                }
-                Err(failure) if failure.permanent || status.stop.load(Ordering::Relaxed) => {
-                    return Err(RunnerError::Rows(format!("cannot {what}: {}", failure.text)));
-                }
-                Err(failure) => {
-                    status.store_failures.fetch_add(1, Ordering::Relaxed);
-                    if status.healthy.swap(false, Ordering::Relaxed) {
-                        tracing::error!(shard = %self.parts.shard, error = failure.text, "cannot {what}; trying until it works");
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(2));
-                }
-            }
-        }
-    }
-}
-
-struct Failure {
-    permanent: bool,
-    text: String,
-}
-
-impl Failure {
-    fn of_state(error: storage::state::StateError) -> Self {
-        Self { permanent: !matches!(error, StateError::Unavailable(_)), text: error.to_string() }
     }
 }
 
