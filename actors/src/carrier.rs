@@ -132,8 +132,9 @@ impl Carrier {
         let metrics = &self.shard.metrics;
         add(&metrics.messages, 1);
         let (shard, device) = (&self.shard, &mut self.device);
-        let verdict =
-            catch_unwind(AssertUnwindSafe(|| device.admit(message, &shard.catalog, &mut || (shard.random)())));
+        // Until the entries are pushed: streams change between two messages, never inside of one.
+        let declared = shard.declared.read();
+        let verdict = catch_unwind(AssertUnwindSafe(|| device.admit(message, &declared, &mut || (shard.random)())));
         let Ok(verdict) = verdict else {
             // The payload is kept so that the same bytes cannot fail the device for ever; the state goes, and the
             // device starts from what is durable.
@@ -175,6 +176,7 @@ impl Carrier {
             let position = self.shard.committer.push(verdict.entries, reply.map(|reply| (reply, outcome)), credit);
             self.to_acknowledge += entries.iter().filter(|entry| wants_ack(entry)).count();
             self.staged.extend(entries.into_iter().map(|entry| (position, entry)));
+            drop(declared);
         } else if let Some(reply) = reply {
             match verdict.decision {
                 Decision::Staged => self.shard.committer.push_reply(reply, outcome),

@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use device::entry::{Entry, LogBody, LogRecord, Partial};
 use device::id::ShardId;
+use device::schema::Catalog;
 use device::seq::{Barrier, Position};
 use device::time::Timestamp;
 use parking_lot::{Condvar, Mutex};
@@ -29,6 +30,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::admission::Credit;
+use crate::declared::{Declared, Switch};
 use crate::message::{Outcome, Reply};
 use crate::metrics::{Metrics, add};
 
@@ -82,7 +84,7 @@ impl Queue {
 struct BarrierRequest {
     cut: bool,
     /// The version of the pipeline project that counts behind it.
-    switch: Option<u64>,
+    switch: Option<Switch>,
     done: oneshot::Sender<Barrier>,
 }
 
@@ -204,11 +206,13 @@ impl Committer {
 
     /// Goes over to another version of the pipeline project: a barrier that ends the old one with a cut, and right
     /// behind it, with nothing between them, one that names the new. The number is that of the second.
-    pub fn switch(&self, project: u64) -> oneshot::Receiver<Barrier> {
-        self.ask(true, Some(project))
+    ///
+    /// With `declares`, devices go over to these streams at the same position.
+    pub fn switch(&self, project: u64, declares: Option<(Declared, Arc<Catalog>)>) -> oneshot::Receiver<Barrier> {
+        self.ask(true, Some(Switch { project, declares }))
     }
 
-    fn ask(&self, cut: bool, switch: Option<u64>) -> oneshot::Receiver<Barrier> {
+    fn ask(&self, cut: bool, switch: Option<Switch>) -> oneshot::Receiver<Barrier> {
         let (done, receiver) = oneshot::channel();
         self.queue.lock().barriers.push(BarrierRequest { cut, switch, done });
         self.wake.notify_one();
@@ -302,6 +306,10 @@ impl Committer {
 
     /// Takes what there is to do out of the queue, positions assigned.
     fn take(&self, progress: &Progress, work: &Work) -> Option<Taken> {
+        // Before the queue, as devices do it.
+        let switch_of = |request: &BarrierRequest| request.switch.as_ref().and_then(Switch::declared);
+        let declared = self.queue.lock().barriers.iter().rev().find_map(switch_of);
+        let mut declared = declared.as_ref().map(|declared| declared.write());
         let mut queue = self.queue.lock();
         let due = progress.due((work.clock)(), &work.policy);
         let asked = !queue.barriers.is_empty();
@@ -318,7 +326,10 @@ impl Committer {
             partials.push_back((queue.next, partial, durable));
             queue.next = queue.next.next();
         }
-        let requests = std::mem::take(&mut queue.barriers);
+        // A change of streams that was asked for in this very moment waits for the next step.
+        let ready = |request: &BarrierRequest| declared.is_some() || switch_of(request).is_none();
+        let (requests, later): (Vec<_>, Vec<_>) = std::mem::take(&mut queue.barriers).into_iter().partition(ready);
+        queue.barriers = later;
         // Rows that come with this very batch make a cut worth while too.
         let barrier = (due.is_some() || asked).then(|| {
             let at = queue.next;
@@ -326,10 +337,11 @@ impl Committer {
             (at, due == Some(true) || requests.iter().any(|r| r.cut))
         });
         // Of several versions that were asked for in the meantime, the last one counts.
-        let switch = requests.iter().rev().find_map(|request| request.switch).map(|project| {
+        let switch = requests.iter().rev().find_map(|request| request.switch.as_ref()).map(|switch| {
             let at = queue.next;
             queue.next = at.next();
-            (at, project)
+            switch.declare(declared.as_mut());
+            (at, switch.project)
         });
         Some(Taken {
             batch,

@@ -4,6 +4,7 @@
 //! - [`message`]: what crosses the border to the gateway, in both directions.
 //! - [`admission`]: memory credits.
 //! - [`committer`]: one thread per shard that gathers entries into group commits and decides where barriers stand.
+//! - [`declared`]: the streams that devices admit messages for, and their change at one position of the log.
 //! - [`handle`]: the seat of a device, where each message has its turn; it outlives the actor that owns what sits there.
 //! - `carrier`: one step of a device: what is durable, the message, the committer, the effects.
 //! - [`shard`]: the devices of one shard: who is awake, who has changed, where their state is found.
@@ -16,6 +17,7 @@
 pub mod admission;
 mod carrier;
 pub mod committer;
+pub mod declared;
 pub mod device_actor;
 pub mod handle;
 pub mod message;

@@ -14,7 +14,7 @@ use device::entry::{Entry, LogBody, LogRecord};
 use device::id::{DeviceId, ShardId};
 use device::machine::Device;
 use device::schema::Catalog;
-use device::seq::Position;
+use device::seq::{Barrier, Position};
 use parking_lot::{Mutex, RwLock};
 use ractor::ActorRef;
 use storage::log::{LogError, ShardLog};
@@ -22,6 +22,7 @@ use storage::state::StateStore;
 use thiserror::Error;
 
 use crate::committer::{Clock, Committer};
+use crate::declared::Declared;
 use crate::device_actor::{DeviceMessage, SnapshotRequest};
 use crate::handle::DeviceHandle;
 use crate::message::Downlink;
@@ -70,7 +71,7 @@ pub struct Shard {
     pub committer: Committer,
     pub(crate) log: Arc<dyn ShardLog>,
     pub(crate) state: Arc<StateStore>,
-    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) declared: Declared,
     pub(crate) clock: Clock,
     pub(crate) random: Random,
     pub(crate) downlink: Arc<dyn Downlink>,
@@ -126,7 +127,7 @@ impl Shard {
             committer: parts.committer,
             log: parts.log,
             state: parts.state,
-            catalog: parts.catalog,
+            declared: Arc::new(RwLock::new(parts.catalog)),
             clock: parts.clock,
             random: parts.random,
             downlink: parts.downlink,
@@ -140,6 +141,11 @@ impl Shard {
             attention: Mutex::default(),
             checkpoint: AtomicU64::new(parts.checkpoint.0),
         }
+    }
+
+    /// Goes over to another version of the pipeline project, devices and log at one position; see [`Committer::switch`].
+    pub fn switch(&self, project: u64, catalog: Arc<Catalog>) -> tokio::sync::oneshot::Receiver<Barrier> {
+        self.committer.switch(project, Some((self.declared.clone(), catalog)))
     }
 
     pub(crate) fn supervised_by(&self, supervisor: ActorRef<SupervisorMessage>) {

@@ -4,7 +4,7 @@
 //! for, the tables say which rows there are. A number that the state calls stored and no table holds is missing; a
 //! number that stands in two rows is double.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,7 +135,8 @@ pub async fn audit(
 /// dropped in between is counted twice, rather than not at all.
 async fn expired(core: &Core) -> Result<Counts, QueryError> {
     let mut all = Counts::new();
-    let streams = core.catalog.streams().iter().map(|stream| stream.name.to_string());
+    let catalog = core.catalog();
+    let streams = catalog.streams().iter().map(|stream| stream.name.to_string());
     for table in streams.chain([DEAD_LETTERS.to_owned()]) {
         for (key, rows) in core.tables.expired(&table).await? {
             *all.entry(key).or_default() += rows;
@@ -157,21 +158,29 @@ async fn count(
         filter =
             if names.is_empty() { "WHERE false".into() } else { format!("WHERE device IN ({})", names.join(", ")) };
     }
-    let mut sources: Vec<String> = core
-        .catalog
-        .streams()
+    // Also those that are no longer declared: their rows are there.
+    let known = core.schemas().map_err(|e| QueryError::Query(e.to_string()))?;
+    let mut tables: BTreeSet<String> = core.catalog().streams().iter().map(|stream| stream.name.to_string()).collect();
+    for table in sql::tables_of(&known) {
+        if context.table_exist(table.as_str())? {
+            tables.insert(table);
+        }
+    }
+    let sources: Vec<String> = tables
         .iter()
-        .map(|stream| format!("SELECT device, epoch, seq, CAST(1 AS BIGINT) AS n FROM \"{}\" {filter}", stream.name))
+        .map(|table| format!("SELECT device, epoch, seq, CAST(1 AS BIGINT) AS n FROM \"{table}\" {filter}"))
         .collect();
+    let streams = sources.join(" UNION ALL ");
     let with = if filter.is_empty() { "WHERE".to_owned() } else { format!("{filter} AND") };
-    sources.push(format!(
-        "SELECT device, epoch, seq, CAST(records AS BIGINT) AS n FROM \"_dead_letters\" {with} epoch IS NOT NULL"
-    ));
+    // A letter whose frame has become rows counts as these.
+    let letters = format!(
+        "SELECT device, epoch, seq, CAST(records AS BIGINT) AS n FROM \"_dead_letters\" l {with} epoch IS NOT NULL \
+         AND NOT EXISTS (SELECT 1 FROM ({streams}) s WHERE s.device = l.device AND s.epoch = l.epoch AND s.seq = l.seq)"
+    );
     let sql = format!(
         "SELECT device, epoch, CAST(sum(k * n) AS BIGINT) AS rows, CAST(sum(n) AS BIGINT) AS distinct_rows \
-         FROM (SELECT device, epoch, seq, max(n) AS n, count(*) AS k FROM ({}) GROUP BY device, epoch, seq) \
-         GROUP BY device, epoch",
-        sources.join(" UNION ALL ")
+         FROM (SELECT device, epoch, seq, max(n) AS n, count(*) AS k FROM ({streams} UNION ALL {letters}) \
+         GROUP BY device, epoch, seq) GROUP BY device, epoch"
     );
     let bounds = Bounds { rows: usize::MAX, time: Duration::from_secs(600) };
     let table = query::run(context, &sql, bounds).await?;

@@ -196,11 +196,15 @@ pub struct PipelinesConfig {
     pub dir: Option<PathBuf>,
     /// Whether what is saved in the folder is deployed while the engine runs; else at the next start.
     pub watch: bool,
+    /// How often objects that hold reference tables are asked whether they have changed.
+    #[serde(with = "duration")]
+    pub objects_every: Duration,
 }
 
 impl Default for PipelinesConfig {
     fn default() -> Self {
-        Self { dir: None, watch: true }
+        // A request a minute costs nothing, and reference data changes by the day.
+        Self { dir: None, watch: true, objects_every: Duration::from_secs(60) }
     }
 }
 

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
 use device::seq::Barrier;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use pipelines::runner::{LogEnd, RunnerError, Status};
 use serde::{Deserialize, Serialize};
 use sql::{PipelinePlan, Project};
@@ -37,6 +37,7 @@ use crate::holds::Holds;
 use crate::opener::{Opened, Opener};
 use crate::peers;
 use crate::project::{Loaded, ProjectError, Registry};
+use crate::schemas;
 
 /// Why the data plane does not start, or had to stop.
 #[derive(Debug, Error)]
@@ -90,19 +91,20 @@ pub struct Core {
     pub tables: Arc<TableStore>,
     /// Who needs which times of them.
     pub holds: Arc<Holds>,
-    /// The project that counts.
-    project: RwLock<Arc<Project>>,
+    /// The project that counts, and its streams.
+    project: RwLock<(Arc<Project>, Arc<Catalog>)>,
     registry: Arc<Registry>,
+    /// The data directory.
+    root: PathBuf,
     /// Held while the shards go over to another version.
     going_over: tokio::sync::Mutex<()>,
-    /// Its streams.
-    pub catalog: Arc<Catalog>,
     /// Counters of the device side.
     pub metrics: Arc<Metrics>,
     /// How recovery went, for the log.
     pub recovered: Vec<LogEnd>,
     states: Vec<Arc<StateStore>>,
     threads: Vec<JoinHandle<()>>,
+    redecoding: Mutex<tokio::task::JoinHandle<()>>,
     fatal: tokio::sync::Mutex<mpsc::Receiver<CoreError>>,
     _lock: DataLock,
 }
@@ -156,7 +158,9 @@ impl Core {
             peers: peers.clone(),
         };
 
+        schemas::allowed(&schemas::known(&root)?, &loaded.project, &loaded.files)?;
         let project = registry.keep(&loaded)?;
+        schemas::note(&root, &loaded)?;
         let before = match registry.current()? {
             Some(old) if old.project.fingerprint() != project.fingerprint() => {
                 tracing::info!("the pipeline project has changed; finishing what was written under the old one");
@@ -189,19 +193,21 @@ impl Core {
         let node = Node::start(opened, admission, metrics.clone())
             .await
             .map_err(|e| CoreError::Other(format!("cannot start the shard supervisors: {e}")))?;
+        let redecoding = tokio::spawn(redecode(node.shards().to_vec(), statuses.clone()));
         Ok(Self {
             node: Arc::new(node),
             statuses,
             tables: Arc::new(TableStore::open(store)),
             holds: Arc::default(),
-            project: RwLock::new(project),
+            project: RwLock::new((project, catalog)),
             registry,
+            root,
             going_over: tokio::sync::Mutex::new(()),
-            catalog,
             metrics,
             recovered,
             states,
             threads,
+            redecoding: Mutex::new(redecoding),
             fatal: tokio::sync::Mutex::new(fatal),
             _lock: lock,
         })
@@ -245,7 +251,17 @@ impl Core {
 
     /// The project that counts.
     pub fn project(&self) -> Arc<Project> {
-        self.project.read().clone()
+        self.project.read().0.clone()
+    }
+
+    /// Its streams.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.project.read().1.clone()
+    }
+
+    /// What is known of streams; see [`schemas`].
+    pub fn schemas(&self) -> Result<Vec<sql::Known>, ProjectError> {
+        schemas::known(&self.root)
     }
 
     /// Goes over to another version of the project while everything runs: each shard at one position of its log, up
@@ -256,20 +272,21 @@ impl Core {
         if self.project().fingerprint() == version {
             return Ok(false);
         }
-        if loaded.project.catalog() != *self.catalog {
-            // Devices, gateway and tables of streams all stand on it.
-            return Err(CoreError::Other("the streams have changed, which takes a restart of the engine".to_owned()));
-        }
+        schemas::allowed(&self.schemas()?, &loaded.project, &loaded.files)?;
         let project = self.registry.keep(loaded)?;
+        let catalog = Arc::new(project.catalog());
+        schemas::note(&self.root, loaded)?;
         let stopped = || CoreError::Other("the engine is stopping".to_owned());
-        let asked: Vec<_> = self.node.shards().iter().map(|shard| shard.committer.switch(version)).collect();
+        let asked: Vec<_> = self.node.shards().iter().map(|shard| shard.switch(version, catalog.clone())).collect();
         for (receiver, status) in asked.into_iter().zip(&self.statuses) {
             let barrier = receiver.await.map_err(|_| stopped())?;
             let mut cut = status.cut.subscribe();
             cut.wait_for(|done| *done >= barrier).await.map_err(|_| stopped())?;
         }
         self.registry.settle(loaded)?;
-        *self.project.write() = project;
+        *self.project.write() = (project, catalog);
+        let redecoding = tokio::spawn(redecode(self.node.shards().to_vec(), self.statuses.clone()));
+        std::mem::replace(&mut *self.redecoding.lock(), redecoding).abort();
         Ok(true)
     }
 
@@ -302,6 +319,10 @@ impl Core {
     /// Ends everything. With `flush`, what is committed is cut into files first.
     pub async fn shutdown(mut self, flush: bool) -> Result<(), CoreError> {
         let mut outcome = Ok(());
+        // A cut that it asks for now would never be answered; the next start goes on with it.
+        let redecoding = self.redecoding.get_mut();
+        redecoding.abort();
+        let _ = redecoding.await;
         if flush && self.healthy() {
             // A store that fails just now must not keep the process from ending: what is in the log is safe.
             outcome = match tokio::time::timeout(Duration::from_secs(60), self.flush()).await {
@@ -329,6 +350,20 @@ impl Core {
             }
         }
         outcome
+    }
+}
+
+/// Asks for cuts as long as shards have frames to read again, each of which takes a part of them.
+async fn redecode(shards: Vec<Arc<actors::shard::Shard>>, statuses: Vec<Arc<Status>>) {
+    for (shard, status) in shards.iter().zip(&statuses) {
+        let mut cut = status.cut.subscribe();
+        while status.redecoding.load(Ordering::Acquire) {
+            // Either fails only when the engine ends.
+            let Ok(barrier) = shard.committer.barrier(true).await else { return };
+            if cut.wait_for(|done| *done >= barrier).await.is_err() {
+                return;
+            }
+        }
     }
 }
 

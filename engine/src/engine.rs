@@ -73,7 +73,12 @@ impl Engine {
         tokio::spawn(housekeeping::keep(keep.0, keep.1, keep.2, keep.3, keep.4));
         let deployments = Arc::new(Deployments::default());
         if let (Some(dir), true) = (&config.pipelines.dir, config.pipelines.watch) {
-            tokio::spawn(watch::watch(core.clone(), dir.clone(), deployments.clone(), stop.clone()));
+            tokio::spawn(watch::watch(
+                core.clone(),
+                (dir.clone(), config.pipelines.objects_every),
+                deployments.clone(),
+                stop.clone(),
+            ));
         }
         let mut listeners: Vec<(&'static str, SocketAddr)> = Vec::new();
         listeners.extend(gateway.plain_address().map(|address| ("mqtt", address)));

@@ -10,7 +10,8 @@
 //! - [`ledger`]: counters that add up.
 //! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
 //! - [`housekeeping`]: retention and compaction. [`holds`]: who needs which times of which tables.
-//! - [`project`]: the pipeline project in the data directory. [`ca`]: TLS certificates.
+//! - [`project`]: the pipeline project in the data directory. [`schemas`]: what its streams may become; `majors`: views over
+//!   their major versions. [`ca`]: TLS certificates.
 //! - [`testing`]: an engine in memory for the tests that stand beside pipelines.
 //! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
 
@@ -28,11 +29,13 @@ pub mod housekeeping;
 pub mod http;
 pub mod ledger;
 pub mod limits;
+mod majors;
 pub mod opener;
 pub mod overview;
 pub mod peers;
 pub mod project;
 pub mod query;
+pub mod schemas;
 pub mod simulate;
 pub mod testing;
 pub mod torture;

@@ -2,21 +2,24 @@
 
 use arrow::datatypes::Schema;
 use serde::{Deserialize, Serialize};
-use sql::{Kind, PipelinePlan, Project, StreamDecl, duration};
+use sql::{Kind, Known, PipelinePlan, Project, StreamDecl, duration};
 
 use crate::housekeeping::Drops;
 
 /// A version of a project.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Overview {
     /// Changes with anything an engine acts on.
     pub version: String,
-    /// What devices send. They change only at a start of the engine.
+    /// What devices send.
     pub streams: Vec<Table>,
     /// Reference tables.
     pub tables: Vec<Table>,
     /// Continuous queries.
     pub pipelines: Vec<Pipeline>,
+    /// What its data directory knows of streams, declared or not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schemas: Vec<Known>,
 }
 
 /// A stream or a reference table.
@@ -24,7 +27,7 @@ pub struct Overview {
 pub struct Table {
     /// Its name.
     pub name: String,
-    /// Of a stream, changes with what takes a restart; of a reference table, with its columns and rows.
+    /// Of a stream, changes with what devices and their rows stand on; of a reference table, with its columns and rows.
     pub version: String,
     /// Its columns.
     pub columns: Vec<Column>,
@@ -129,7 +132,13 @@ impl Overview {
                 })
                 .collect(),
             pipelines: project.pipelines.iter().map(Pipeline::of).collect(),
+            schemas: Vec::new(),
         }
+    }
+
+    /// With what its data directory knows of streams.
+    pub fn knowing(self, schemas: Vec<Known>) -> Self {
+        Self { schemas, ..self }
     }
 
     /// The pipeline of that name.
@@ -178,8 +187,8 @@ pub enum Fate {
     Restarted,
     /// It is no more; its table stays.
     Dropped,
-    /// Takes a restart of the engine.
-    Refused,
+    /// It goes on as it is declared now.
+    Changed,
 }
 
 /// A change of one stream, table or pipeline.
@@ -230,25 +239,17 @@ pub fn changes(old: &Overview, new: &Overview) -> Vec<Change> {
     let mut note = |kind: &str, name: &str, fate, text: String| {
         all.push(Change { kind: kind.to_owned(), name: name.to_owned(), fate, text, retain_ns: None, drops: None });
     };
-    // Their order counts, too: logs and devices know a stream by its number.
-    let streams = |of: &Overview| of.streams.iter().map(|s| (s.name.clone(), s.version.clone())).collect::<Vec<_>>();
-    if streams(old) != streams(new) {
-        let mut alike = 0;
-        for stream in &new.streams {
-            match old.streams.iter().find(|before| before.name == stream.name) {
-                Some(before) if before.version == stream.version => alike += 1,
-                Some(_) => {
-                    note("stream", &stream.name, Fate::Refused, "changed: takes a restart of the engine".to_owned())
-                }
-                None => note("stream", &stream.name, Fate::Refused, "new: takes a restart of the engine".to_owned()),
-            }
-        }
-        for stream in old.streams.iter().filter(|before| new.streams.iter().all(|s| s.name != before.name)) {
-            note("stream", &stream.name, Fate::Refused, "gone: takes a restart of the engine".to_owned());
-        }
-        if let (true, Some(first)) = (alike == old.streams.len() && alike == new.streams.len(), new.streams.first()) {
-            note("stream", &first.name, Fate::Refused, "in another order: takes a restart of the engine".to_owned());
-        }
+    for stream in &new.streams {
+        let (fate, text) = match old.streams.iter().find(|before| before.name == stream.name) {
+            Some(before) if before.version == stream.version => continue,
+            Some(_) => (Fate::Changed, "changed: for what comes from now on, in the same table"),
+            None => (Fate::New, "new: frames that have waited for it become rows"),
+        };
+        note("stream", &stream.name, fate, text.to_owned());
+    }
+    for stream in old.streams.iter().filter(|before| new.streams.iter().all(|s| s.name != before.name)) {
+        let text = "no longer declared: what devices send to it goes to `_dead_letters`, its table stays";
+        note("stream", &stream.name, Fate::Dropped, text.to_owned());
     }
     for stream in &new.streams {
         let Some(before) = old.streams.iter().find(|before| before.name == stream.name) else { continue };
@@ -330,7 +331,7 @@ mod tests {
             [of("a", Fate::Restarted), of("c", Fate::New), of("b", Fate::Dropped)]
         );
         let more = stream.replace("t DOUBLE", "t DOUBLE, u DOUBLE");
-        assert_eq!(fates(&format!("{more}{a}{b}"))[0], of("telemetry", Fate::Refused));
+        assert_eq!(fates(&format!("{more}{a}{b}"))[0], of("telemetry", Fate::Changed));
         // What neither devices nor gateway stand on is taken over.
         let day = stream.replace(");", ") WITH (partition = 'day');");
         assert_eq!(fates(&format!("{day}{a}{b}")), [of("a", Fate::Kept), of("b", Fate::Kept)]);
@@ -350,7 +351,8 @@ mod tests {
         assert_eq!(shorter.retain_ns, Some(2 * 86_400_000_000_000));
         assert_eq!(changes(&two(2), &two(9)).remove(0).retain_ns, None);
         let (x, y) = ("CREATE STREAM x () WITH (schema = 2);", "CREATE STREAM y () WITH (schema = 3);");
-        let moved = changes(&overview(&format!("{x}{y}")), &overview(&format!("{y}{x}")));
-        assert_eq!((moved.len(), moved[0].fate), (1, Fate::Refused));
+        assert!(changes(&overview(&format!("{x}{y}")), &overview(&format!("{y}{x}"))).is_empty());
+        let other: Vec<_> = changes(&overview(x), &overview(y)).into_iter().map(|c| (c.name, c.fate)).collect();
+        assert_eq!(other, [of("y", Fate::New), of("x", Fate::Dropped)]);
     }
 }

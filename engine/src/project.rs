@@ -25,6 +25,8 @@ pub enum ProjectError {
     Check {
         /// All diagnostics, rendered.
         rendered: String,
+        /// Nothing else is wrong than that an object store does not answer: it may work a moment later.
+        may_pass: bool,
     },
     /// The copy in the data directory cannot be read or written.
     #[error("{path}: {message}")]
@@ -88,8 +90,44 @@ fn checked(
     let project = sql::check(&files).and_then(|mut project| rows(&mut project).map(|()| project));
     match project {
         Ok(project) => Ok(Loaded { project, files }),
-        Err(diagnostics) => Err(ProjectError::Check { rendered: sql::render_all(&diagnostics, &files) }),
+        Err(diagnostics) => Err(ProjectError::Check {
+            rendered: sql::render_all(&diagnostics, &files),
+            may_pass: diagnostics.iter().all(|one| one.code == sql::code::UNREACHABLE),
+        }),
     }
+}
+
+/// As [`load`], for an engine that starts: where an object store does not answer, a reference table has the rows that
+/// the data directory knows of it. Devices must not wait for a store that they have nothing to do with.
+pub fn load_for(dir: Option<&Path>, data: &Path) -> Result<Loaded, ProjectError> {
+    let files = match dir {
+        Some(dir) => sql::load(&[dir.to_owned()])?,
+        None => Vec::new(),
+    };
+    let kept = |project: &mut Project, found: Vec<Diagnostic>| {
+        let before = stored(&crate::core::project_file(data)).ok().flatten();
+        let mut left = Vec::new();
+        for one in found {
+            let missing = |decl: &&sql::TableDecl| decl.at.0 == one.file && decl.location_at == one.span();
+            let table = project.tables.iter().find(missing);
+            let same = |decl: &&sql::TableDecl| {
+                table.is_some_and(|table| {
+                    (&table.name, &table.schema, &table.key, &table.location)
+                        == (&decl.name, &decl.schema, &decl.key, &decl.location)
+                })
+            };
+            let rows = before.as_ref().and_then(|loaded| loaded.project.tables.iter().find(same));
+            match rows.filter(|_| one.code == sql::code::UNREACHABLE) {
+                Some(table) => {
+                    tracing::warn!("table {}: {}; the rows of before count until it does", table.name, one.message);
+                    project.set_rows(&table.name, &table.rows);
+                }
+                None => left.push(one),
+            }
+        }
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    };
+    checked(files, |project| sql::read_tables(project).or_else(|found| kept(project, found)))
 }
 
 /// The project that the log in this data directory was written under, if there is one.
@@ -215,7 +253,7 @@ fn write(path: &Path, loaded: &Loaded) -> Result<(), ProjectError> {
 }
 
 /// Writes a whole file or nothing, and returns when it is durable.
-fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let fresh = path.with_extension("new");
     std::fs::write(&fresh, bytes)?;
     std::fs::File::open(&fresh)?.sync_all()?;

@@ -94,10 +94,17 @@ fn context(runtime: Arc<RuntimeEnv>) -> SessionContext {
     SessionContext::new_with_config_rt(config, runtime)
 }
 
-/// All tables of a store, files only.
-pub async fn over_files(store: &TableStore, runtime: Arc<RuntimeEnv>) -> Result<SessionContext, QueryError> {
+/// All tables of a store, files only; with the project that the data directory knows also its reference tables.
+pub async fn over_files(
+    store: &TableStore,
+    project: Option<&Project>,
+    runtime: Arc<RuntimeEnv>,
+) -> Result<SessionContext, QueryError> {
     let context = context(runtime);
     store.register_all(&context, HashMap::new()).await?;
+    if let Some(project) = project {
+        of_project(&context, project).await?;
+    }
     Ok(context)
 }
 
@@ -108,13 +115,14 @@ const TRIES: usize = 10;
 /// once more and begins anew.
 pub async fn run_over_files(
     store: &TableStore,
+    project: Option<&Project>,
     runtime: Arc<RuntimeEnv>,
     sql: &str,
     bounds: Bounds,
 ) -> Result<Table, QueryError> {
     let mut tries = 1;
     loop {
-        let result = match over_files(store, runtime.clone()).await {
+        let result = match over_files(store, project, runtime.clone()).await {
             Ok(context) => run(&context, sql, bounds).await,
             Err(error) => Err(error),
         };
@@ -130,9 +138,20 @@ pub async fn run_over_files(
     }
 }
 
+/// What a project has to query besides the tables that shards write.
+async fn of_project(context: &SessionContext, project: &Project) -> Result<(), QueryError> {
+    for decl in &project.tables {
+        // A table of results that once had this name stays in its files; what the project says now is what counts.
+        context.deregister_table(decl.name.as_str())?;
+        context.register_batch(&decl.name, decl.rows.clone())?;
+    }
+    crate::majors::register(context, project).await?;
+    Ok(())
+}
+
 /// All tables of a running engine: files and the rows that are newer than the last of them.
 pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<SessionContext, QueryError> {
-    over_live(&core.tables, &core.project(), &core.catalog, &core.statuses, runtime).await
+    over_live(&core.tables, &core.project(), &core.catalog(), &core.statuses, runtime).await
 }
 
 /// All tables of a project: files, and the rows of its shards that are newer than the last of them; reference tables
@@ -171,11 +190,7 @@ pub(crate) async fn over_live(
         live.insert(table.clone(), rows);
     }
     tables.register_all(&context, live).await?;
-    for decl in &project.tables {
-        // A table of results that once had this name stays in its files; what the project says now is what counts.
-        context.deregister_table(decl.name.as_str())?;
-        context.register_batch(&decl.name, decl.rows.clone())?;
-    }
+    of_project(&context, project).await?;
     Ok(context)
 }
 

@@ -14,6 +14,8 @@
 
 mod built;
 mod mail;
+mod patience;
+mod redecode;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
@@ -34,7 +36,7 @@ use storage::durable::Durable;
 use storage::log::ShardLog;
 use storage::parquet::{TableRows, WriteError};
 use storage::rows::RowBuilder;
-use storage::state::{Checkpoint, CutDone, Outbox, PipelinePart, StateError, StateStore};
+use storage::state::{Checkpoint, CutDone, Outbox, PipelinePart, StateStore};
 use storage::store::Store;
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -42,6 +44,8 @@ use tokio::runtime::Handle;
 use self::built::{Built, Running, Saved, build};
 pub use self::mail::Peers;
 use self::mail::{Mail, is_mail};
+use self::patience::Failure;
+use self::redecode::Letters;
 pub use self::status::Status;
 
 use crate::PipelineError;
@@ -56,9 +60,6 @@ const READ_BYTES: usize = 8 << 20;
 
 /// How long a batch below [`BATCH_ROWS`] waits for more, so that queries see new rows soon.
 const LINGER: Duration = Duration::from_millis(200);
-
-/// A write to the store that takes longer than this counts as failing: a slow disk needs a tenth of it.
-const STALL: Duration = Duration::from_secs(5);
 
 /// How long to sleep when there is nothing to make visible; a record ends it.
 const IDLE: Duration = Duration::from_secs(60);
@@ -143,26 +144,6 @@ pub struct Parts {
     pub status: Arc<Status>,
 }
 
-impl Parts {
-    /// Waits for the store. The state store tries again by itself, silently and without end: what takes too long is
-    /// made known as a failing store, and given up only when the process is to end.
-    async fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
-        let mut work = std::pin::pin!(work);
-        loop {
-            if let Ok(done) = tokio::time::timeout(STALL, &mut work).await {
-                return Ok(done);
-            }
-            if self.status.stop.load(Ordering::Relaxed) {
-                return Err(Failure { permanent: true, text: "the store does not answer".to_owned() });
-            }
-            if self.status.healthy.swap(false, Ordering::Relaxed) {
-                self.status.store_failures.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(shard = %self.shard, "the store has not answered for {STALL:?}; waiting until it does");
-            }
-        }
-    }
-}
-
 /// Where a shard stood when it was opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Recovered {
@@ -191,6 +172,8 @@ pub struct Runner {
     dropped: Vec<String>,
     mail: Mail,
     position: Position,
+    /// Frames whose schema was unknown.
+    letters: Letters,
 }
 
 impl std::fmt::Debug for Runner {
@@ -219,6 +202,10 @@ impl Runner {
         let mut built = build(&parts, &parts.project, &mut states)?;
         mail.unpark(false, |partial| built.take(partial))?;
         built.publish(&parts.status)?;
+        let letters = Letters::stored(&stored.counters, &parts.catalog);
+        // A new shard has none.
+        let again = stored.checkpoint.is_some() && letters.waiting();
+        parts.status.redecoding.store(again, Ordering::Release);
         let rows = RowBuilder::new(parts.catalog.clone());
         parts.status.live.start(cut_barrier);
         for row in parts.state.outbox(Barrier(u64::MAX)).await? {
@@ -238,6 +225,7 @@ impl Runner {
             dropped: states.into_keys().collect(),
             mail,
             position,
+            letters,
         })
     }
 
@@ -360,17 +348,23 @@ impl Runner {
                 self.parts.status.records.fetch_add(batch.num_rows() as u64, Ordering::AcqRel);
             }
             if self.position > self.recovered.checkpoint {
-                for at in self.built.by_source.get(&*table).into_iter().flatten() {
-                    if let Some(Running { pipeline, .. }) = self.built.running.get_mut(*at) {
-                        pipeline
-                            .ingest(&batch)
-                            .map_err(|source| RunnerError::Pipeline { name: pipeline.name().to_owned(), source })?;
-                    }
-                }
+                self.feed(&table, &batch)?;
             }
             if self.position > self.recovered.cut {
                 self.parts.status.live.add(&table, batch.clone());
                 self.raw.entry(table.to_string()).or_default().push(batch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands rows of a table to the pipelines that read it.
+    fn feed(&mut self, table: &str, batch: &RecordBatch) -> Result<(), RunnerError> {
+        for at in self.built.by_source.get(table).into_iter().flatten() {
+            if let Some(Running { pipeline, .. }) = self.built.running.get_mut(*at) {
+                pipeline
+                    .ingest(batch)
+                    .map_err(|source| RunnerError::Pipeline { name: pipeline.name().to_owned(), source })?;
             }
         }
         Ok(())
@@ -389,7 +383,8 @@ impl Runner {
         cut: bool,
     ) -> Result<(), RunnerError> {
         if barrier > self.recovered.checkpoint_barrier {
-            self.checkpoint(position, now, barrier).await?;
+            let again = if cut { self.redecode().await? } else { Vec::new() };
+            self.checkpoint(position, now, barrier, again).await?;
         }
         if cut && barrier > self.recovered.cut_barrier {
             self.cut(position, barrier).await?;
@@ -413,6 +408,14 @@ impl Runner {
             let merged = merge.as_mut().map(Merge::checkpoint).transpose().map_err(failed)?;
             states.insert(name, Saved { own, merged });
         }
+        let catalog = project.catalog();
+        if catalog != *self.parts.catalog {
+            // Everything that was pushed has been gathered.
+            self.parts.catalog = Arc::new(catalog);
+            self.rows = RowBuilder::new(self.parts.catalog.clone());
+            self.letters.declare(&self.parts.catalog);
+            self.parts.status.redecoding.store(self.letters.waiting(), Ordering::Release);
+        }
         self.built = build(&self.parts, &project, &mut states)?;
         self.mail.unpark(true, |partial| self.built.take(partial))?;
         self.built.publish(&self.parts.status)?;
@@ -427,8 +430,13 @@ impl Runner {
         self.version
     }
 
-    async fn checkpoint(&mut self, position: Position, now: Timestamp, barrier: Barrier) -> Result<(), RunnerError> {
-        let mut outbox = Vec::new();
+    async fn checkpoint(
+        &mut self,
+        position: Position,
+        now: Timestamp,
+        barrier: Barrier,
+        mut outbox: Vec<(String, RecordBatch)>,
+    ) -> Result<(), RunnerError> {
         let mut states = Vec::with_capacity(self.built.running.len());
         let mut groups = 0;
         let mut late = Vec::new();
@@ -482,6 +490,7 @@ impl Runner {
                 Ok(Outbox { barrier, table: table.clone(), ipc })
             })
             .collect::<Result<Vec<_>, RunnerError>>()?;
+        let noted = self.letters.counters();
         let checkpoint = Checkpoint {
             #[cfg(not(feature = "planted"))]
             position,
@@ -494,11 +503,11 @@ impl Runner {
             dropped_pipelines: self.dropped.clone(),
             outbox: outbox_rows,
             #[cfg(not(feature = "planted"))]
-            counters: vec![(PROJECT.to_owned(), self.version), number],
+            counters: noted.into_iter().chain([(PROJECT.to_owned(), self.version), number]).collect(),
             #[cfg(feature = "planted")]
             counters: match device::planted::is("version-not-noted") {
                 true => vec![number],
-                false => vec![(PROJECT.to_owned(), self.version), number],
+                false => noted.into_iter().chain([(PROJECT.to_owned(), self.version), number]).collect(),
             },
         };
         self.until_it_works("checkpoint", async |parts| {
@@ -573,49 +582,6 @@ impl Runner {
             tracing::warn!(shard = %self.parts.shard, %error, "cannot truncate the log");
         }
         Ok(())
-    }
-
-    /// Repeats `act` while the store is away. While it waits, the shard takes nothing, credits stay out, and the
-    /// sockets of the shard's devices stand still.
-    async fn until_it_works<T>(
-        &self,
-        what: &str,
-        act: impl AsyncFn(&Parts) -> Result<T, Failure>,
-    ) -> Result<T, RunnerError> {
-        let status = &self.parts.status;
-        let mut pause = Duration::from_millis(100);
-        loop {
-            match act(&self.parts).await {
-                Ok(value) => {
-                    if !status.healthy.swap(true, Ordering::Relaxed) {
-                        tracing::info!(shard = %self.parts.shard, "the store works again");
-                    }
-                    return Ok(value);
-                }
-                Err(failure) if failure.permanent || status.stop.load(Ordering::Relaxed) => {
-                    return Err(RunnerError::Rows(format!("cannot {what}: {}", failure.text)));
-                }
-                Err(failure) => {
-                    status.store_failures.fetch_add(1, Ordering::Relaxed);
-                    if status.healthy.swap(false, Ordering::Relaxed) {
-                        tracing::error!(shard = %self.parts.shard, error = failure.text, "cannot {what}; trying until it works");
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(2));
-                }
-            }
-        }
-    }
-}
-
-struct Failure {
-    permanent: bool,
-    text: String,
-}
-
-impl Failure {
-    fn of_state(error: storage::state::StateError) -> Self {
-        Self { permanent: !matches!(error, StateError::Unavailable(_)), text: error.to_string() }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::project::{PipelinePlan, Project, StreamDecl, TableDecl};
 use crate::session::session_state;
 use crate::source::SourceFile;
 use crate::statement::{self, Head};
-use crate::{order, rollup, stream, table};
+use crate::{majors, order, rollup, stream, table};
 
 /// What a name stands for, for the pipelines that read it.
 pub(crate) enum Meaning {
@@ -25,6 +25,8 @@ pub(crate) enum Meaning {
     Table(usize),
     /// Index in the pipelines; `None` if it has no plan, which was complained about, or is a rollup.
     Pipeline(Option<usize>),
+    /// The view over all major versions of a stream.
+    Majors,
     /// A statement that could not be read, or that this version cannot run: complained about already.
     Unreadable,
 }
@@ -72,6 +74,7 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
     let mut pipelines = Vec::new();
     let mut order: Vec<&SourceFile> = files.iter().collect();
     order.sort_by(|a, b| a.name.cmp(&b.name));
+    let files: Vec<&str> = order.iter().map(|file| file.name.as_str()).collect();
     for file in order {
         for statement in statement::read(file, &mut found) {
             let Some(ident) = statement.name else { continue };
@@ -81,19 +84,28 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
                 found.push(Diagnostic::error(code::BAD_NAME, &file.name, span, message).help(help));
             }
             let first = places.get(&name).copied();
-            if let Some((other, at)) = first {
+            let stream = match &statement.head {
+                Head::Stream(head) => Some(stream::check(&file.name, &ident, head, &mut found)),
+                _ => None,
+            };
+            let major = |decl: &StreamDecl| decl.stream.version.major;
+            let other_majors = stream.as_ref().is_some_and(|new| {
+                let same: Vec<_> = names.streams.iter().filter(|decl| decl.base == name).collect();
+                !same.is_empty() && same.iter().all(|decl| major(decl) != major(new))
+            });
+            if let (Some((other, at)), false) = (first, other_majors) {
                 let message = format!("the name `{name}` is taken");
                 found.push(
                     Diagnostic::error(code::NAME_TAKEN, &file.name, span, message)
                         .help("streams, tables and pipelines are all tables: each needs a name of its own")
                         .note("first used here", Some((other.to_owned(), at.start))),
                 );
-            } else {
+            } else if first.is_none() {
                 places.insert(name.clone(), (&file.name, span));
             }
             let meaning = match statement.head {
-                Head::Stream(head) => {
-                    names.streams.push(stream::check(&file.name, &ident, &head, &mut found));
+                Head::Stream(_) => {
+                    names.streams.extend(stream);
                     Meaning::Stream(names.streams.len() - 1)
                 }
                 Head::Table(head) => {
@@ -110,6 +122,10 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
                 names.meanings.insert(name, meaning);
             }
         }
+    }
+    majors::name_tables(&mut names, &mut places, &files, &mut found);
+    for decl in names.streams.iter_mut().filter(|decl| decl.base == DEFAULT_STREAM) {
+        decl.stream.schema_id.get_or_insert(1);
     }
     schema_ids(&names.streams, &mut found);
     if !names.meanings.contains_key(DEFAULT_STREAM) {
@@ -175,8 +191,8 @@ fn schema_ids(streams: &[StreamDecl], found: &mut Vec<Diagnostic>) {
     for decl in streams {
         let (Some(id), Some((file, span))) = (decl.stream.schema_id, &decl.at) else { continue };
         match seen.get(&id) {
-            // Two streams of one name have been complained about.
-            Some(first) if first.stream.name == decl.stream.name => {}
+            // Versions of one stream, or two streams of one name, which has been complained about.
+            Some(first) if first.base == decl.base => {}
             Some(first) => {
                 let message = format!("schema id {id} already belongs to `{}`", first.stream.name);
                 let at = first.at.as_ref().map(|(file, span)| (file.clone(), span.start));

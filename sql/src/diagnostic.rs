@@ -159,6 +159,10 @@ pub mod code {
     pub const SCHEMA_ID: &str = "W0108";
     /// A reference table whose rows cannot be read.
     pub const REFERENCE: &str = "W0110";
+    /// A reference table whose rows cannot be read now, because an object store does not answer.
+    pub const UNREACHABLE: &str = "W0111";
+    /// A stream that may not follow upon what the data directory knows of it.
+    pub const EVOLUTION: &str = "W0112";
     /// A column constraint that streams cannot keep.
     pub const CONSTRAINT: &str = "W0109";
 

@@ -10,22 +10,26 @@
 //!   query over an endless stream may not do), `join` (what it looks up in reference tables), `name` (columns and functions that exist), `window` (which part of
 //!   `GROUP BY` is the window; `marker` has functions for those that DataFusion lacks), `plan` (DataFusion) and `output` (what the table will hold).
 //! * `rollup` makes several pipelines of one; `order` puts each behind those that it reads.
+//! * `majors` gives each major version of a stream a table; `evolution` says what a declaration may become.
 //! * `bounds` says how long a query may be.
 //! * `check` brings the statements of all files together into a [`Project`], or all their [`Diagnostic`]s.
 //! * `session` is the DataFusion configuration that checking and running share.
 //!
-//! There is no clock, no network and no telemetry here; only [`load`] and [`read_tables`] touch the disk.
+//! There is no clock and no telemetry here; only [`load`] and [`read_tables`] touch the disk, and only [`read_tables`] an
+//! object store.
 
 mod bounds;
 mod check;
 mod complaint;
 mod cursor;
 mod diagnostic;
+mod evolution;
 mod expression;
 mod fingerprint;
 mod function;
 mod interval;
 mod join;
+mod majors;
 mod marker;
 mod name;
 mod option;
@@ -50,9 +54,11 @@ mod window;
 pub use bounds::too_long;
 pub use check::check;
 pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
+pub use evolution::{Known, KnownField, evolve, known_with, tables_of};
 pub use interval::shown as duration;
 pub use project::{
-    DEFAULT_LATENESS_NS, Granularity, Join, Kind, PipelinePlan, Project, Reads, StreamDecl, TableDecl, Window,
+    DEFAULT_LATENESS_NS, FieldFacts, Granularity, Join, Kind, PipelinePlan, Place, Project, Reads, StreamDecl,
+    TableDecl, Window,
 };
 pub use reference::read_tables;
 pub use render::{render_all, render_json};

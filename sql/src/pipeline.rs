@@ -266,6 +266,13 @@ fn resolve(file: &str, source: &Source, names: &Names, found: &mut Vec<Diagnosti
             let help = format!("read a stream and join it: FROM telemetry t JOIN {} ON ..", source.table);
             found.push(complain(code::SOURCES, message).help(help));
         }
+        Some(Meaning::Majors) => {
+            let message =
+                format!("`{}` is a view over several versions, and a pipeline reads one of them", source.table);
+            let base = source.table.strip_suffix("_all").unwrap_or(&source.table);
+            let tables = names.streams.iter().filter(|s| s.base == base).map(|s| &*s.stream.name);
+            found.push(complain(code::SOURCES, message).help(format!("read one of {}", name::list(tables))));
+        }
         None if source.table.starts_with('_') => {
             let message = format!("`{}` is a table of Weir's own, which a pipeline cannot read", source.table);
             found.push(complain(code::UNKNOWN_TABLE, message).help("query it with `weir query`"));

@@ -1,6 +1,6 @@
 //! What a checked project consists of. Values only: whoever runs them is elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
@@ -33,11 +33,29 @@ impl Granularity {
     }
 }
 
+/// What is declared of a field beyond what devices and tables need.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FieldFacts {
+    /// What an `ENUM` may be; empty: any text. Devices are not held to it.
+    pub symbols: Vec<String>,
+    /// Lowest and highest value that make sense. Devices are not held to it.
+    pub range: Option<(f64, f64)>,
+    /// Place of its name.
+    pub at: Span,
+}
+
 /// A stream: what devices send, and how long it is kept.
 #[derive(Debug, Clone)]
 pub struct StreamDecl {
-    /// Name, fields, ids and version.
+    /// Name of its table, fields, ids and version.
     pub stream: Stream,
+    /// What it is called in its statement. The table of the lowest major version has this name, that of another one
+    /// the version behind it: `telemetry_v2`.
+    pub base: String,
+    /// More of each of its fields.
+    pub facts: Vec<FieldFacts>,
+    /// Where its version is written.
+    pub version_at: Option<Span>,
     /// What a pipeline over this stream takes as its lateness if it gives none.
     pub lateness_ns: i64,
     /// How long rows are kept; `None`: for ever.
@@ -62,6 +80,9 @@ impl StreamDecl {
                 version: SchemaVersion { major: 1, minor: 0 },
                 fields: Vec::new(),
             },
+            base: DEFAULT_STREAM.to_owned(),
+            facts: Vec::new(),
+            version_at: None,
             lateness_ns: DEFAULT_LATENESS_NS,
             retain_ns: None,
             compact_ns: None,
@@ -81,7 +102,7 @@ pub struct TableDecl {
     pub schema: SchemaRef,
     /// The columns that together name one row.
     pub key: Vec<String>,
-    /// Where the rows stand: a path, relative to the folder of the file that declares it.
+    /// Where the rows stand: a path, relative to the folder of the file that declares it, or the URL of an object.
     pub location: String,
     /// Text for people.
     pub comment: Option<String>,
@@ -93,10 +114,22 @@ pub struct TableDecl {
     pub rows: RecordBatch,
 }
 
+/// What holds the rows of a reference table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// A file of this machine.
+    File(PathBuf),
+    /// An object, by its URL.
+    Object(String),
+}
+
 impl TableDecl {
-    /// The file that holds its rows.
-    pub fn path(&self) -> PathBuf {
-        Path::new(&self.at.0).parent().unwrap_or(Path::new("")).join(&self.location)
+    /// What holds its rows.
+    pub fn place(&self) -> Place {
+        if storage::object::is_url(&self.location) {
+            return Place::Object(self.location.clone());
+        }
+        Place::File(Path::new(&self.at.0).parent().unwrap_or(Path::new("")).join(&self.location))
     }
 }
 
@@ -261,6 +294,16 @@ impl Project {
         self.streams.iter().find(|s| &*s.stream.name == name)
     }
 
+    /// The streams that have several major versions: the common name, and the tables from the lowest version on.
+    pub fn majors(&self) -> Vec<(&str, Vec<(u16, &str)>)> {
+        let mut all: BTreeMap<&str, Vec<(u16, &str)>> = BTreeMap::new();
+        for decl in &self.streams {
+            all.entry(&decl.base).or_default().push((decl.stream.version.major, &decl.stream.name));
+        }
+        all.values_mut().for_each(|tables| tables.sort_unstable());
+        all.into_iter().filter(|(_, tables)| tables.len() > 1).collect()
+    }
+
     /// Gives a reference table its rows, with the columns of its declaration.
     pub fn set_rows(&mut self, table: &str, rows: &RecordBatch) {
         for decl in self.tables.iter_mut().filter(|decl| decl.name == table) {
@@ -300,6 +343,17 @@ impl Project {
                 print.text(&field.name).number(i64::from(field.id)).text(&format!("{:?}", field.kind));
                 print.text(field.unit.as_deref().unwrap_or("")).number(i64::from(field.scale));
                 print.text(field.comment.as_deref().unwrap_or(""));
+            }
+            for facts in &decl.facts {
+                for symbol in &facts.symbols {
+                    print.text("symbol").text(symbol);
+                }
+                if let Some((from, to)) = facts.range {
+                    print.text("range").text(&format!("{from}..{to}"));
+                }
+            }
+            if *decl.base != *decl.stream.name {
+                print.text("major").text(&decl.base);
             }
             print.number(decl.lateness_ns).optional(decl.retain_ns).text(decl.partition.as_str());
             print.text(decl.comment.as_deref().unwrap_or(""));

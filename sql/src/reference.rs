@@ -1,4 +1,5 @@
-//! Reads the rows of reference tables from files. Beside `source`, the only part of this crate that touches the disk.
+//! Reads the rows of reference tables from files and objects. Beside `source`, the only part of this crate that touches
+//! the disk.
 //!
 //! CSV with a header, JSON with one object per line, or Parquet, by the ending of the name. Columns are found by name;
 //! those that the declaration does not have are not read. Each row has a key of its own, or the table is refused:
@@ -18,11 +19,13 @@ use arrow::error::ArrowError;
 use arrow::json;
 use arrow::row::{RowConverter, SortField};
 use arrow::util::display::array_value_to_string;
+use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use storage::object;
 
 use crate::diagnostic::{Diagnostic, code};
 use crate::name;
-use crate::project::{Project, TableDecl};
+use crate::project::{Place, Project, TableDecl};
 
 /// A table is held in memory, once in each shard and pipeline that looks rows up in it.
 const MAX_BYTES: u64 = 64 << 20;
@@ -33,13 +36,24 @@ const BATCH: usize = 8192;
 /// Reads the rows of all reference tables into the project. All mistakes of all tables in one run.
 pub fn read_tables(project: &mut Project) -> Result<(), Vec<Diagnostic>> {
     let mut found = Vec::new();
+    let settings = object::environment();
     for decl in project.tables.clone() {
-        let path = decl.path();
-        match rows(&decl, &path) {
+        let (shown, read) = match decl.place() {
+            Place::File(path) => (path.display().to_string(), file(&path).map_err(|wrong| (code::REFERENCE, wrong))),
+            Place::Object(url) => {
+                let read = object::read(&url, &settings, MAX_BYTES).map_err(|error| {
+                    let code = if error.may_pass() { code::UNREACHABLE } else { code::REFERENCE };
+                    (code, (error.to_string(), error.help()))
+                });
+                (url, read)
+            }
+        };
+        let rows = read.and_then(|bytes| rows(&decl, bytes).map_err(|wrong| (code::REFERENCE, wrong)));
+        match rows {
             Ok(rows) => project.set_rows(&decl.name, &rows),
-            Err((message, help)) => {
-                let message = format!("{}: {message}", path.display());
-                found.push(Diagnostic::error(code::REFERENCE, &decl.at.0, decl.location_at, message).help(help));
+            Err((code, (message, help))) => {
+                let message = format!("{shown}: {message}");
+                found.push(Diagnostic::error(code, &decl.at.0, decl.location_at, message).help(help));
             }
         }
     }
@@ -49,7 +63,7 @@ pub fn read_tables(project: &mut Project) -> Result<(), Vec<Diagnostic>> {
 /// Message and help.
 type Wrong = (String, String);
 
-fn rows(decl: &TableDecl, path: &Path) -> Result<RecordBatch, Wrong> {
+fn file(path: &Path) -> Result<Bytes, Wrong> {
     let unreadable = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound => {
             let help = "the path is relative to the folder of this file".to_owned();
@@ -62,8 +76,11 @@ fn rows(decl: &TableDecl, path: &Path) -> Result<RecordBatch, Wrong> {
         let help = "keep what pipelines need, and join the rest when you query the tables";
         return Err((format!("{bytes} bytes, and a reference table may have {MAX_BYTES}"), help.to_owned()));
     }
-    let bytes = fs::read(path).map_err(unreadable)?;
-    let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    fs::read(path).map(Bytes::from).map_err(unreadable)
+}
+
+fn rows(decl: &TableDecl, bytes: Bytes) -> Result<RecordBatch, Wrong> {
+    let ending = Path::new(&decl.location).extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     let read = match ending.as_str() {
         "csv" => from_csv(&decl.schema, &bytes)?,
         "json" | "ndjson" | "jsonl" => from_json(&decl.schema, &bytes)?,
@@ -133,9 +150,9 @@ fn from_json(schema: &SchemaRef, bytes: &[u8]) -> Result<RecordBatch, Wrong> {
     concat(schema, reader.collect::<Result<_, _>>().map_err(wrong)?)
 }
 
-fn from_parquet(schema: &SchemaRef, bytes: Vec<u8>) -> Result<RecordBatch, Wrong> {
+fn from_parquet(schema: &SchemaRef, bytes: Bytes) -> Result<RecordBatch, Wrong> {
     let damaged = |e: parquet::errors::ParquetError| (e.to_string(), "write the file anew".to_owned());
-    let builder = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes)).map_err(damaged)?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(damaged)?;
     let found = builder.schema().clone();
     let reader = builder.build().map_err(damaged)?;
     let mut batches = reader.collect::<Result<Vec<_>, _>>().map_err(wrong)?;

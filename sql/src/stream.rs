@@ -1,13 +1,13 @@
 //! A stream's declaration: which fields devices send, under which ids, and what they mean.
 
-use datafusion::sql::sqlparser::ast::{ArrayElemTypeDef, DataType, Ident};
-use device::schema::{DEFAULT_STREAM, Field, FieldType, SchemaVersion, Stream};
+use datafusion::sql::sqlparser::ast::{ArrayElemTypeDef, DataType, EnumMember, Ident};
+use device::schema::{Field, FieldType, SchemaVersion, Stream};
 use storage::schema::SYSTEM_COLUMNS;
 
 use crate::diagnostic::{Diagnostic, Span, code};
 use crate::name;
 use crate::option::Options;
-use crate::project::{DEFAULT_LATENESS_NS, StreamDecl};
+use crate::project::{DEFAULT_LATENESS_NS, FieldFacts, StreamDecl};
 use crate::statement::{ColumnHead, StreamHead};
 
 /// Folders between a table and its files are columns for every reader of the files.
@@ -30,21 +30,24 @@ const MAX_FIELDS: usize = 4096;
 /// that queries over it can be checked too.
 pub(crate) fn check(file: &str, ident: &Ident, head: &StreamHead, found: &mut Vec<Diagnostic>) -> StreamDecl {
     let mut options = Options::new(file, &head.options);
+    let version_at = head.options.iter().find(|o| o.name == "version").map(|o| o.span);
     let version = options.text("version", version).unwrap_or(SchemaVersion { major: 1, minor: 0 });
     let table = options.table();
     let schema = options.whole("schema", 0..=i64::from(u32::MAX)).and_then(|n| u32::try_from(n).ok());
     found.extend(options.finish());
 
     let name = name::normal(ident);
-    let schema_id = schema.or((name == DEFAULT_STREAM).then_some(1));
     if let Some(extra) = head.columns.get(MAX_FIELDS) {
         let message = format!("a stream has up to {MAX_FIELDS} fields");
         let help = "split it into several streams";
         found.push(Diagnostic::error(code::TOO_LARGE, file, extra.name.span.into(), message).help(help));
     }
-    let fields = fields(file, &head.columns, Of::Stream, found);
+    let (fields, facts) = fields(file, &head.columns, Of::Stream, found).into_iter().unzip();
     StreamDecl {
-        stream: Stream { name: name.into(), schema_id, version, fields },
+        base: name.clone(),
+        stream: Stream { name: name.into(), schema_id: schema, version, fields },
+        facts,
+        version_at,
         lateness_ns: table.lateness_ns.unwrap_or(DEFAULT_LATENESS_NS),
         retain_ns: table.retain_ns,
         compact_ns: table.compact_ns,
@@ -72,8 +75,13 @@ pub(crate) enum Of {
 }
 
 /// The columns of a stream or reference table.
-pub(crate) fn fields(file: &str, columns: &[ColumnHead], of: Of, found: &mut Vec<Diagnostic>) -> Vec<Field> {
-    let mut fields: Vec<Field> = Vec::new();
+pub(crate) fn fields(
+    file: &str,
+    columns: &[ColumnHead],
+    of: Of,
+    found: &mut Vec<Diagnostic>,
+) -> Vec<(Field, FieldFacts)> {
+    let mut fields: Vec<(Field, FieldFacts)> = Vec::new();
     let mut ids: Vec<(u32, Span)> = Vec::new();
     let mut names: Vec<(String, Span)> = Vec::new();
     let numbered = columns.iter().filter(|c| c.options.iter().any(|o| o.name == "id")).count();
@@ -129,7 +137,17 @@ pub(crate) fn fields(file: &str, columns: &[ColumnHead], of: Of, found: &mut Vec
             Of::Stream => options.whole("scale", -MAX_SCALE..=MAX_SCALE),
             Of::Table => None,
         };
+        let range = match of {
+            Of::Stream => options.text("range", range),
+            Of::Table => None,
+        };
         let kind = field_type(&column.kind);
+        if let (Some(span), Some(FieldType::Bool | FieldType::Text | FieldType::Bytes)) =
+            (options_span(column, "range"), kind)
+        {
+            let message = "only a number can have a range";
+            found.push(Diagnostic::error(code::BAD_OPTION, file, span, message).help("leave it out"));
+        }
         if let (Some(scale_span), Some(kind), Some(_)) = (options_span(column, "scale"), kind, scale)
             && matches!(kind, FieldType::Bool | FieldType::Text | FieldType::Bytes)
         {
@@ -157,18 +175,33 @@ pub(crate) fn fields(file: &str, columns: &[ColumnHead], of: Of, found: &mut Vec
         }
         match kind {
             None => found.push(no_such_type(file, column)),
-            Some(kind) if sound => fields.push(Field {
-                name: name.into(),
-                id,
-                kind,
-                unit,
-                scale: scale.and_then(|s| i32::try_from(s).ok()).unwrap_or(0),
-                comment: column.comment.clone(),
-            }),
+            Some(kind) if sound => {
+                let scale = scale.and_then(|s| i32::try_from(s).ok()).unwrap_or(0);
+                let field = Field { name: name.into(), id, kind, unit, scale, comment: column.comment.clone() };
+                fields.push((field, FieldFacts { symbols: symbols(&column.kind), range, at: span }));
+            }
             Some(_) => {}
         }
     }
     fields
+}
+
+/// `low..high`, both ends inclusive.
+fn range(text: &str) -> Result<(f64, f64), String> {
+    let number = |part: &str| part.trim().parse::<f64>().ok().filter(|number| number.is_finite());
+    text.split_once("..")
+        .and_then(|(from, to)| Some((number(from)?, number(to)?)))
+        .filter(|(from, to)| from <= to)
+        .ok_or_else(|| "write the lowest and the highest value, as in range = '-40..125'".to_owned())
+}
+
+/// What an enum may be.
+fn symbols(kind: &DataType) -> Vec<String> {
+    let DataType::Enum(members, _) = kind else { return Vec::new() };
+    let symbol = |member: &EnumMember| match member {
+        EnumMember::Name(name) | EnumMember::NamedValue(name, _) => name.clone(),
+    };
+    members.iter().map(symbol).collect()
 }
 
 fn options_span(column: &ColumnHead, name: &str) -> Option<Span> {

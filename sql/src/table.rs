@@ -19,6 +19,7 @@ const EXAMPLE: &str = "as in WITH (location = 'sites.csv', key = 'device')";
 /// Checks one declaration. Gives it back even if something is wrong with it, so that queries over it can be checked.
 pub(crate) fn check(file: &str, ident: &Ident, head: &StreamHead, found: &mut Vec<Diagnostic>) -> TableDecl {
     let fields = stream::fields(file, &head.columns, Of::Table, found);
+    let fields: Vec<_> = fields.into_iter().map(|(field, _)| field).collect();
     for field in &fields {
         let column = head.columns.iter().find(|c| name::normal(&c.name) == *field.name);
         if let (FieldType::F64List | FieldType::I64List | FieldType::Bytes, Some(column)) = (field.kind, column) {
@@ -42,7 +43,10 @@ pub(crate) fn check(file: &str, ident: &Ident, head: &StreamHead, found: &mut Ve
     let location_at = head.options.iter().find(|o| o.name == "location").map_or(span, |o| o.span);
     let location = options.text("location", |text| match text {
         _ if text.trim().is_empty() => Err(format!("write the path of a file, {EXAMPLE}")),
-        _ if text.contains("://") => Err("this version reads files of this machine: write a path".to_owned()),
+        _ if storage::object::is_url(text) => match storage::object::check(text) {
+            Ok(()) => Ok(text.to_owned()),
+            Err(error) => Err(format!("{error}: {}", error.help())),
+        },
         _ => Ok(text.to_owned()),
     });
     let named = |column: &str| schema.index_of(column).is_ok();

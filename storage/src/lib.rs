@@ -10,6 +10,7 @@
 //! - [`parquet`]: rows of a cut to files; [`columns`]: one table's columns over time.
 //! - [`table`]: files and newest rows as DataFusion tables.
 //! - [`retention`], [`compaction`]: files that go, and files that take the place of others.
+//! - [`object`]: one object by its URL, for reference tables.
 //!
 //! Each foreign store is known in one place: raft-engine in `log/raft`, SlateDB in `state`. Deliberately absent: when
 //! to commit, checkpoint or cut (their callers decide), what an entry means for a device, and any clock.
@@ -20,6 +21,7 @@ pub mod durable;
 pub mod layout;
 pub mod lock;
 pub mod log;
+pub mod object;
 pub mod parquet;
 pub mod retention;
 pub mod rows;

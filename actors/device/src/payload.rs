@@ -150,7 +150,8 @@ pub fn validate(
 /// header one knows at least which numbers it is about.
 pub(crate) fn validate_frame(payload: &[u8], catalog: &Catalog) -> Result<(FrameHeader, Result<(), Refusal>), Refusal> {
     let (header, body) = frame::parse(payload)?;
-    let records = frame::read_body(payload, &header, body, catalog, &mut Heads(&mut |_: &Head| {}));
+    let records = frame::known(&header, catalog)
+        .and_then(|()| frame::read_body(payload, &header, body, catalog, &mut Heads(&mut |_: &Head| {})));
     Ok((header, records))
 }
 

@@ -105,13 +105,14 @@ pub type StreamIndex = u16;
 pub struct Catalog {
     streams: Vec<Arc<Stream>>,
     by_name: HashMap<Arc<str>, StreamIndex>,
-    by_schema_id: HashMap<u32, StreamIndex>,
+    /// Schema id and major version.
+    by_schema_id: HashMap<(u32, u16), StreamIndex>,
     field_by_name: Vec<HashMap<Arc<str>, u16>>,
     field_by_id: Vec<HashMap<u32, u16>>,
 }
 
 impl Catalog {
-    /// Builds the catalog. Names, schema ids and field ids must be unique (`sql::check` sees to it); of two
+    /// Builds the catalog. Names, schema ids within a major version, and field ids must be unique (`sql::check` sees to it); of two
     /// equal ones the first counts. Adds an empty [`DEFAULT_STREAM`] (schema id 1) if it is not among `streams`.
     pub fn new(mut streams: Vec<Stream>) -> Self {
         match streams.iter().position(|s| &*s.name == DEFAULT_STREAM) {
@@ -131,7 +132,7 @@ impl Catalog {
             let index = index as StreamIndex;
             catalog.by_name.entry(stream.name.clone()).or_insert(index);
             if let Some(id) = stream.schema_id {
-                catalog.by_schema_id.entry(id).or_insert(index);
+                catalog.by_schema_id.entry((id, stream.version.major)).or_insert(index);
             }
             let mut by_name = HashMap::new();
             let mut by_id = HashMap::new();
@@ -161,9 +162,16 @@ impl Catalog {
         self.by_name.get(name).copied()
     }
 
-    /// The stream that frames call `schema_id`.
-    pub fn numbered(&self, schema_id: u32) -> Option<StreamIndex> {
-        self.by_schema_id.get(&schema_id).copied()
+    /// The stream that frames call `schema_id`, in a major version.
+    pub fn numbered(&self, schema_id: u32, major: u16) -> Option<StreamIndex> {
+        self.by_schema_id.get(&(schema_id, major)).copied()
+    }
+
+    /// The stream of frames with this schema id and version, if it is declared: its major version, and a minor version at
+    /// least as high. A lower one has fewer fields; a higher one may have what nobody here knows how to read.
+    pub fn declared(&self, schema_id: u32, version: SchemaVersion) -> Option<StreamIndex> {
+        let index = self.numbered(schema_id, version.major)?;
+        (self.stream(index)?.version.minor >= version.minor).then_some(index)
     }
 
     /// Column index of a field by its name.

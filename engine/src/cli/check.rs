@@ -2,15 +2,22 @@
 
 use std::path::PathBuf;
 
+use crate::schemas;
+
 use super::{Exit, Output, print};
 
 /// Arguments of `weir check`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  weir check\n  weir check pipelines/ --format json")]
+#[command(
+    after_help = "Examples:\n  weir check\n  weir check pipelines/ --format json\n  weir check pipelines/ --data weir-data"
+)]
 pub(super) struct Args {
     /// Files and folders; folders are read with everything below them.
     #[arg(default_value = "pipelines")]
     paths: Vec<PathBuf>,
+    /// Also say what may not follow upon the streams that this data directory knows, as `weir run` would.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
     /// How to print what was found.
     #[arg(long, value_enum, default_value = "text")]
     format: Output,
@@ -18,7 +25,18 @@ pub(super) struct Args {
 
 pub(super) fn main(args: &Args) -> Result<(), Exit> {
     let files = sql::load(&args.paths).map_err(|e| Exit::Usage(e.to_string()))?;
-    let checked = sql::check(&files).and_then(|mut project| sql::read_tables(&mut project).map(|()| project));
+    let known = match &args.data {
+        Some(data) if !data.is_dir() => {
+            return Err(Exit::Usage(format!("--data {}: no such directory", data.display())));
+        }
+        Some(data) => schemas::known(data).map_err(Exit::failed)?,
+        None => Vec::new(),
+    };
+    let checked = sql::check(&files).and_then(|mut project| {
+        let mut found = sql::evolve(&known, &project);
+        found.extend(sql::read_tables(&mut project).err().into_iter().flatten());
+        if found.is_empty() { Ok(project) } else { Err(found) }
+    });
     let (diagnostics, failed, summary) = match checked {
         Ok(project) => {
             let tables = match project.tables.len() {

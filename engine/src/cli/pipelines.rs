@@ -9,6 +9,7 @@ use crate::core::project_file;
 use crate::housekeeping::{self, Drops};
 use crate::overview::{Overview, Pipeline, changes};
 use crate::project;
+use crate::schemas;
 
 use super::remote::{check_url, request};
 use super::{Exit, Output, print};
@@ -77,7 +78,10 @@ impl Of {
         }
         let data = self.data.clone().unwrap_or_else(|| crate::config::StoreConfig::default().data);
         match project::stored(&project_file(&data)).map_err(Exit::failed)? {
-            Some(loaded) => Ok(Overview::of(&loaded.project)),
+            Some(loaded) => {
+                let known = schemas::known(&data).map_err(Exit::failed)?;
+                Ok(Overview::of(&loaded.project).knowing(known))
+            }
             None => Err(Exit::Usage(format!(
                 "{} is not a data directory of weir; name one with --data, or a running engine with --url",
                 data.display()
@@ -165,13 +169,18 @@ fn show(pipeline: &Pipeline, format: Output) -> Result<(), Exit> {
 async fn plan(folder: &std::path::Path, of: &Of) -> Result<(), Exit> {
     let loaded = match project::load(Some(folder)) {
         Ok(loaded) => loaded,
-        Err(project::ProjectError::Check { rendered }) => {
+        Err(project::ProjectError::Check { rendered, .. }) => {
             print(&rendered)?;
             return Err(Exit::Silent);
         }
         Err(error) => return Err(Exit::Usage(error.to_string())),
     };
-    let mut changes = changes(&of.overview()?, &Overview::of(&loaded.project));
+    let now = of.overview()?;
+    if let Err(refused) = schemas::allowed(&now.schemas, &loaded.project, &loaded.files) {
+        print(&refused.to_string())?;
+        return Err(Exit::Silent);
+    }
+    let mut changes = changes(&now, &Overview::of(&loaded.project));
     for change in &mut changes {
         let Some(retain_ns) = change.retain_ns else { continue };
         change.drops = of.drops(&change.name, retain_ns).await?;

@@ -44,7 +44,7 @@ pub(super) struct Args {
 
 /// Something that answers queries.
 pub(super) enum Session {
-    Files(Box<TableStore>, Arc<RuntimeEnv>),
+    Files(Box<(TableStore, Option<sql::Project>)>, Arc<RuntimeEnv>),
     Engine(String),
 }
 
@@ -71,16 +71,25 @@ impl Source {
         }
         let store = storage::store::Store::existing(&root).map_err(Exit::failed)?;
         let runtime = query::runtime(crate::limits::QUERY_MEMORY).map_err(Exit::failed)?;
-        Ok(Session::Files(Box::new(TableStore::open(store)), runtime))
+        let project = match crate::project::stored(&crate::core::project_file(&root)) {
+            Ok(loaded) => loaded.map(|loaded| loaded.project),
+            Err(error) => {
+                // The files can be read all the same.
+                tracing::warn!("reference tables are not shown: {error}");
+                None
+            }
+        };
+        Ok(Session::Files(Box::new((TableStore::open(store), project)), runtime))
     }
 }
 
 impl Session {
     pub(super) async fn run(&self, sql: &str) -> Result<Table, Exit> {
         match self {
-            Self::Files(store, runtime) => {
+            Self::Files(files, runtime) => {
+                let (store, project) = files.as_ref();
                 let bounds = Bounds { rows: usize::MAX, time: Duration::from_secs(24 * 3600) };
-                query::run_over_files(store, runtime.clone(), sql, bounds).await.map_err(Exit::failed)
+                query::run_over_files(store, project.as_ref(), runtime.clone(), sql, bounds).await.map_err(Exit::failed)
             }
             Self::Engine(url) => {
                 let (url, sql) = (url.clone(), sql.to_owned());

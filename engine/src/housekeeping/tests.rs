@@ -87,7 +87,7 @@ impl Bench {
 
     async fn rows(&self) -> usize {
         let memory = query::runtime(1 << 30).unwrap();
-        let table = query::run_over_files(&self.tables, memory, "SELECT seq FROM t", BOUNDS).await.unwrap();
+        let table = query::run_over_files(&self.tables, None, memory, "SELECT seq FROM t", BOUNDS).await.unwrap();
         table.batches.iter().map(RecordBatch::num_rows).sum()
     }
 
@@ -137,7 +137,7 @@ async fn a_damaged_file_goes_with_its_partition() {
 async fn a_query_that_runs_keeps_the_files_it_has_seen() {
     let mut bench = Bench::new(retain(2));
     bench.cut(&[0, 1, 2, 3, 4]).await;
-    let session = query::over_files(&bench.tables, query::runtime(1 << 30).unwrap()).await.unwrap();
+    let session = query::over_files(&bench.tables, None, query::runtime(1 << 30).unwrap()).await.unwrap();
     bench.look(10, 0).await;
     assert_eq!(bench.look(10, 3600).await.erased, 0, "however long it takes");
     let table = query::run(&session, "SELECT seq FROM t", BOUNDS).await.unwrap();
@@ -204,7 +204,7 @@ async fn cold_partitions_come_down_to_a_file() {
     // By the clock alone the files of hours 0 and 1 are cold; these were written a moment ago.
     assert_eq!(bench.look(10, 0).await.merges, 0);
     bench.cut(&[LATER]).await;
-    let session = query::over_files(&bench.tables, query::runtime(1 << 30).unwrap()).await.unwrap();
+    let session = query::over_files(&bench.tables, None, query::runtime(1 << 30).unwrap()).await.unwrap();
     let done = bench.look(LATER, 0).await;
     assert_eq!((done.merges, done.merged, done.merged_rows), (4, 16, 160));
     assert_eq!((bench.rows().await, bench.files()), (170, 21), "both are there, one counts");
@@ -263,12 +263,12 @@ async fn a_query_from_another_process_begins_anew_when_files_are_gone() {
     bench.cut(&[0, 1, 2, 3, 4]).await;
     let other = TableStore::open(Store::existing(bench.dir.path()).unwrap());
     let memory = || query::runtime(1 << 30).unwrap();
-    let session = query::over_files(&other, memory()).await.unwrap();
+    let session = query::over_files(&other, None, memory()).await.unwrap();
     bench.look(10, 0).await;
     assert_eq!(bench.look(10, 60).await.erased, 2);
     let error = query::run(&session, "SELECT seq FROM t", BOUNDS).await.unwrap_err();
     assert!(other.names_gone(&error.to_string()).await, "{error}");
-    let table = query::run_over_files(&other, memory(), "SELECT seq FROM t", BOUNDS).await.unwrap();
+    let table = query::run_over_files(&other, None, memory(), "SELECT seq FROM t", BOUNDS).await.unwrap();
     assert_eq!(table.batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 30);
 }
 

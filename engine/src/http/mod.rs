@@ -94,7 +94,9 @@ async fn ready(State(api): State<Api>) -> Response {
 }
 
 async fn pipelines(State(api): State<Api>) -> Json<Overview> {
-    Json(Overview::of(&api.core.project()))
+    // Without it a plan says less; everything else is there.
+    let known = api.core.schemas().unwrap_or_default();
+    Json(Overview::of(&api.core.project()).knowing(known))
 }
 
 /// Query string of `/v1/retention/{table}`.

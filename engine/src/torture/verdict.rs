@@ -274,7 +274,7 @@ impl Torture {
         let store = storage::store::Store::existing(&self.engine.data).map_err(|e| failed(&e))?;
         let store = storage::table::TableStore::open(store);
         let runtime = query::runtime(crate::limits::QUERY_MEMORY).map_err(|e| failed(&e))?;
-        let context = query::over_files(&store, runtime).await.map_err(|e| failed(&e))?;
+        let context = query::over_files(&store, None, runtime).await.map_err(|e| failed(&e))?;
         let files = Files { context };
         let count = files.rows("SELECT count(*) AS n FROM telemetry").await?;
         verdict.rows = number(count.first(), "n");

@@ -26,6 +26,10 @@ pub struct Status {
     pub records: AtomicU64,
     /// How many of them were made anew from the log when the shard was opened.
     pub replayed: AtomicU64,
+    /// Rows made of frames whose schema was unknown when they came.
+    pub redecoded: AtomicU64,
+    /// Such frames are still to be looked at: a cut takes the next part of them.
+    pub redecoding: AtomicBool,
     /// Records that came too late for a window.
     pub late: AtomicU64,
     /// Files written.
@@ -54,6 +58,8 @@ impl Default for Status {
             rows: AtomicU64::new(0),
             records: AtomicU64::new(0),
             replayed: AtomicU64::new(0),
+            redecoded: AtomicU64::new(0),
+            redecoding: AtomicBool::new(false),
             late: AtomicU64::new(0),
             files: AtomicU64::new(0),
             file_bytes: AtomicU64::new(0),

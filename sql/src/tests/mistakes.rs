@@ -109,7 +109,7 @@ CREATE PIPELINE q AS SELECT device, tumble(ts, INTERVAL '1 minute') AS w, avg(te
         (
             "tables",
             r##"CREATE TABLE sites (device TEXT, site TEXT OPTIONS (id = 3), floor BIGINT NOT NULL, plan DOUBLE[], temperature DOUBLE);
-CREATE TABLE models (model TEXT, maker TEXT) WITH (location = 's3://bucket/models.csv', key = 'modell');
+CREATE TABLE models (model TEXT, maker TEXT) WITH (location = 'gs://bucket/models.csv', key = 'modell');
 CREATE TABLE rooms (device TEXT, room TEXT, area DOUBLE) WITH (location = 'rooms.csv', key = 'device, room', reload = true);
 CREATE TABLE ok (device TEXT, site TEXT, floor BIGINT, temperature DOUBLE) WITH (location = 'ok.csv', key = 'device');
 CREATE PIPELINE p0 AS SELECT ts, site FROM ok;

@@ -81,7 +81,7 @@ fn types_and_default_ids() {
     assert_eq!(machine.stream.fields.iter().map(|f| f.id).collect::<Vec<_>>(), (1..=13).collect::<Vec<u32>>());
     let catalog = project.catalog();
     assert_eq!(catalog.streams().iter().map(|s| &*s.name).collect::<Vec<_>>(), names);
-    assert_eq!(catalog.numbered(9), Some(1));
+    assert_eq!(catalog.numbered(9, 2), Some(1));
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn the_order_of_streams_is_that_of_the_catalog() {
     let catalog: Vec<String> = project.catalog().streams().iter().map(|s| s.name.to_string()).collect();
     assert_eq!(names, catalog);
     assert_eq!(names[0], DEFAULT_STREAM);
-    assert_eq!(Project::empty().catalog().numbered(1), Some(0));
+    assert_eq!(Project::empty().catalog().numbered(1, 1), Some(0));
 }
 
 #[test]

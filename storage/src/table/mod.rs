@@ -155,13 +155,32 @@ impl TableStore {
         table: &str,
         live: Option<LiveTable>,
     ) -> Result<Option<Arc<dyn TableProvider>>, TableError> {
-        let reading = self.readers.begin();
         let shards = live.iter().flat_map(|live| &live.shards);
         let upto: HashMap<ShardId, Barrier> = shards.map(|s| (s.shard, s.files_upto)).collect();
         let counts = |file: FileName| upto.get(&file.shard).is_none_or(|upto| file.to <= *upto);
+        self.over(table, counts, live).await
+    }
+
+    /// What the log of one shard has put into the files of a table, up to and including a barrier. `None`: no file.
+    pub async fn of_shard(
+        &self,
+        table: &str,
+        shard: ShardId,
+        upto: Barrier,
+    ) -> Result<Option<Arc<dyn TableProvider>>, TableError> {
+        self.over(table, |file: FileName| file.shard == shard && file.to <= upto, None).await
+    }
+
+    async fn over(
+        &self,
+        table: &str,
+        counts: impl Fn(FileName) -> bool,
+        live: Option<LiveTable>,
+    ) -> Result<Option<Arc<dyn TableProvider>>, TableError> {
+        let reading = self.readers.begin();
         let mut tries = 0;
         let (files, facts) = loop {
-            let files = files::list(&self.store, table, None, counts).await?;
+            let files = files::list(&self.store, table, None, &counts).await?;
             tries += 1;
             match self.facts.of(table, &files).await {
                 Ok(facts) => break (files, facts),

@@ -215,7 +215,7 @@ async fn deploy(ground: Ground, life: u64, node: Arc<Node>, statuses: Vec<Arc<St
         let wanted = random.below(VERSIONS);
         note!(ground.trace, "the project goes over to version {wanted}");
         let fingerprint = project(wanted).fingerprint();
-        let asked: Vec<_> = node.shards().iter().map(|shard| shard.committer.switch(fingerprint)).collect();
+        let asked: Vec<_> = node.shards().iter().map(|shard| shard.committer.switch(fingerprint, None)).collect();
         poke.notify_waiters();
         for (receiver, status) in asked.into_iter().zip(&statuses) {
             let Ok(barrier) = receiver.await else { return };

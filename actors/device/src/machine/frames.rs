@@ -157,14 +157,17 @@ impl Device {
             Some(refusal) if new > 0 => {
                 counts.dead = new;
                 effects.push(letter::report(&self.id, Leaf::Telemetry, &refusal, Some(header.seq)));
-                push(Body::DeadLetter(DeadLetter {
-                    sender: String::new(),
-                    topic: Leaf::Telemetry.topic(&self.id),
-                    reason: refusal.reason,
-                    text: refusal.text.clone(),
-                    payload: message.payload.clone(),
-                    accounted: Some((epoch, header.seq, header.records)),
-                }));
+                // One for each run: a letter names exactly the numbers that it alone accounts for.
+                for run in &runs {
+                    push(Body::DeadLetter(DeadLetter {
+                        sender: String::new(),
+                        topic: Leaf::Telemetry.topic(&self.id),
+                        reason: refusal.reason,
+                        text: refusal.text.clone(),
+                        payload: message.payload.clone(),
+                        accounted: Some((epoch, run.seq, run.len)),
+                    }));
+                }
                 decision = Decision::Kept(refusal);
             }
             _ if new > 0 => {

@@ -5,7 +5,7 @@ mod encode;
 mod records;
 
 pub use encode::{EncodeError, FrameRecord, encode_frame, restamp};
-pub(crate) use records::{read, read_body};
+pub(crate) use records::{known, read, read_body};
 
 use super::wire::{Fault, Item, Wire};
 use super::{MAX_DEPTH, MAX_FRAME, MAX_RECORDS, Refusal};

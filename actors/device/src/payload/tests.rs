@@ -422,7 +422,11 @@ fn frame_limits_and_schemas() {
     let large = [vec![0x5a, 0, 1, 0, 0], vec![0; 65536]].concat();
     refused(&with(15, &large), Reason::TooLarge, "at most 65536 bytes");
     refused(&with(3, &[9]), Reason::UnknownSchema, "schema id 9");
-    refused(&with(4, &[0x1a, 0, 2, 0, 0]), Reason::UnknownSchema, "declared as version 1.2, the frame has 2.0");
+    refused(
+        &with(4, &[0x1a, 0, 2, 0, 0]),
+        Reason::UnknownSchema,
+        "the frame has version 2.0 of schema id 1, declared is `telemetry` 1.2",
+    );
     refused(&with(6, &[0x81, 0x82, 0, 0xa1, 1, 0x61, b'x']), Reason::SchemaMismatch, "`a` holds DOUBLE, found text");
 }
 

@@ -42,24 +42,39 @@ pub(crate) fn read_body(
     }
 }
 
-/// The stream of a frame: known number, same major version. A newer minor version only adds fields.
+/// The stream of a frame: known number and major version. Whether the minor version is declared, too, is asked when a frame
+/// is admitted ([`known`]): logs hold frames of newer ones, whose further fields go to `extra`.
 fn stream(header: &FrameHeader, catalog: &Catalog) -> Result<StreamIndex, Refusal> {
-    let (id, version) = (header.schema_id, header.schema_version);
-    let found = catalog.numbered(id).and_then(|index| Some((index, catalog.stream(index)?)));
-    match found {
-        Some((index, stream)) if stream.version.major == version.major => Ok(index),
-        Some((_, stream)) => {
-            let text = format!(
-                "stream `{}` (schema id {id}) is declared as version {}.{}, the frame has {}.{}: declare that version",
-                stream.name, stream.version.major, stream.version.minor, version.major, version.minor
-            );
-            Err(Refusal::new(Reason::UnknownSchema, text))
-        }
-        None => {
-            let text = format!("no stream is declared with schema id {id}: declare it, or correct the device's key 3");
-            Err(Refusal::new(Reason::UnknownSchema, text))
-        }
+    catalog.numbered(header.schema_id, header.schema_version.major).ok_or_else(|| unknown_schema(header, catalog))
+}
+
+/// Refuses a frame whose schema, in this version, is not declared.
+pub(crate) fn known(header: &FrameHeader, catalog: &Catalog) -> Result<(), Refusal> {
+    match catalog.declared(header.schema_id, header.schema_version) {
+        Some(_) => Ok(()),
+        None => Err(unknown_schema(header, catalog)),
     }
+}
+
+#[cold]
+fn unknown_schema(header: &FrameHeader, catalog: &Catalog) -> Refusal {
+    let (id, version) = (header.schema_id, header.schema_version);
+    let declared: Vec<String> = catalog
+        .streams()
+        .iter()
+        .filter(|stream| stream.schema_id == Some(id))
+        .map(|stream| format!("`{}` {}.{}", stream.name, stream.version.major, stream.version.minor))
+        .collect();
+    let text = match declared.is_empty() {
+        true => format!("no stream is declared with schema id {id}: declare it, or correct the device's key 3"),
+        false => format!(
+            "the frame has version {}.{} of schema id {id}, declared is {}: declare that version, and the frame becomes rows",
+            version.major,
+            version.minor,
+            declared.join(", ")
+        ),
+    };
+    Refusal::new(Reason::UnknownSchema, text)
 }
 
 fn head(header: &FrameHeader, stream: StreamIndex, index: u32, dt: i64, flags: u32, at: usize) -> Result<Head, Fault> {
