@@ -177,7 +177,7 @@ def minors(engine, folder, rng):
     check(number(engine, exact) == 10, "a widened value is whole")
     windows = "SELECT sum(records) FROM _late"
     late = rows(engine, windows)[0][0]
-    print(f"  minor versions: {audit(engine)}; {late or 0} records late for a window", flush=True)
+    print(f"  minor versions: {audit(engine)}; {late.strip('"') or 0} records late for a window", flush=True)
     check(engine.stop() == 0, engine.log_tail())
     c = duck(engine.data, "telemetry")
     found = c.execute("SELECT count(*), count(DISTINCT (device, epoch, seq)), count(humidity) FROM telemetry").fetchone()
@@ -291,7 +291,7 @@ def changes(engine, folder, rng, rounds):
         sent = sum(sender.sent for sender in senders)
         total += sent
         table = f"SELECT count(*) FROM c{change}"
-        wait(f"{sent} rows of change {change}", lambda: number(engine, table) == sent)  # noqa: B023
+        wait(f"{sent} rows of change {change}", lambda: number(engine, table) == sent, 120)  # noqa: B023
         engine.flush()
         once = f"SELECT count(*) FROM (SELECT DISTINCT device, epoch, seq FROM c{change})"
         check(number(engine, once) == sent == number(engine, table), f"each once in change {change}")
