@@ -2,7 +2,7 @@
 
 use arrow::datatypes::Schema;
 use serde::{Deserialize, Serialize};
-use sql::{Kind, Known, PipelinePlan, Project, StreamDecl, duration};
+use sql::{Kind, Known, PipelinePlan, Project, StreamDecl, StreamJoin, duration};
 
 use crate::housekeeping::Drops;
 
@@ -64,6 +64,9 @@ pub struct Pipeline {
     pub version: String,
     /// The stream it reads.
     pub source: String,
+    /// The stream that is joined to it, and how far apart in time two rows may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_join: Option<String>,
     /// Reference tables it joins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub joins: Vec<String>,
@@ -162,8 +165,9 @@ impl Pipeline {
             name: plan.name.clone(),
             version: format!("{:016x}", plan.fingerprint),
             source: plan.source.clone(),
+            stream_join: plan.stream_join.as_ref().map(stream_join),
             joins: plan.joins.iter().map(|join| join.table.clone()).collect(),
-            lateness: window.as_ref().map(|_| duration(plan.lateness_ns)),
+            lateness: (window.is_some() || plan.stream_join.is_some()).then(|| duration(plan.lateness_ns)),
             window,
             partition: plan.partition.as_str().to_owned(),
             retain_ns: plan.retain_ns,
@@ -172,6 +176,20 @@ impl Pipeline {
             at: format!("{file}:{}", span.start.line),
             query: plan.query.clone(),
         }
+    }
+}
+
+/// `telemetry, from 10 seconds before to 5 seconds after`
+fn stream_join(join: &StreamJoin) -> String {
+    let at = |ns: i64| match ns {
+        0 => "the same time".to_owned(),
+        ..0 => format!("{} before", duration(ns.saturating_neg())),
+        1.. => format!("{} after", duration(ns)),
+    };
+    let StreamJoin { source, lower_ns, upper_ns, .. } = join;
+    match lower_ns == upper_ns {
+        true => format!("{source}, {}", at(*lower_ns)),
+        false => format!("{source}, from {} to {}", at(*lower_ns), at(*upper_ns)),
     }
 }
 
@@ -350,6 +368,12 @@ mod tests {
         assert_eq!(shorter.text, "unchanged: goes on with its windows; rows are kept for 2 days, not for 9 days");
         assert_eq!(shorter.retain_ns, Some(2 * 86_400_000_000_000));
         assert_eq!(changes(&two(2), &two(9)).remove(0).retain_ns, None);
+        let near = "CREATE PIPELINE near AS SELECT x.ts FROM telemetry x JOIN telemetry y ON x.device = y.device AND \
+                    y.ts > x.ts - INTERVAL '10 seconds' - INTERVAL '1 ns' AND y.ts <= x.ts";
+        let near = overview(&format!("{stream}{near};"));
+        let near = near.pipeline("near").unwrap();
+        let joined = "telemetry, from 10 seconds before to the same time";
+        assert_eq!((near.stream_join.as_deref(), near.lateness.as_deref()), (Some(joined), Some("30 seconds")));
         let (x, y) = ("CREATE STREAM x () WITH (schema = 2);", "CREATE STREAM y () WITH (schema = 3);");
         assert!(changes(&overview(&format!("{x}{y}")), &overview(&format!("{y}{x}"))).is_empty());
         let other: Vec<_> = changes(&overview(x), &overview(y)).into_iter().map(|c| (c.name, c.fate)).collect();

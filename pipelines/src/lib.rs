@@ -4,7 +4,7 @@
 //!
 //! * [`Pipeline`] (`pipeline.rs`): one running query of one shard: rows in, closed windows out, state saved and
 //!   restored; `outcome.rs`: what it gives; `finish.rs`: from groups to rows;
-//! * `lookup.rs`: what rows find in reference tables;
+//! * `lookup.rs`: what rows find in reference tables; `stream_join/`: what they find in another stream;
 //! * `plan.rs`: cuts DataFusion's physical plan at its aggregate; `stage.rs` evaluates what lies below and above it;
 //! * `operator.rs`: what a window operator is; `aligned.rs` for windows that follow the clock, `sessions.rs` for those
 //!   that end with a gap; `aggregate.rs` is their hash table over DataFusion's accumulators and
@@ -39,6 +39,7 @@ mod sessions;
 mod shared;
 mod stage;
 mod store;
+mod stream_join;
 #[cfg(test)]
 mod tests;
 mod watermark;

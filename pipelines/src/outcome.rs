@@ -7,7 +7,7 @@ use device::time::Timestamp;
 #[derive(Debug, Default)]
 pub struct Closed {
     /// Rows of the result, with the columns that the plan announced. Of a windowed pipeline: sorted by device and
-    /// window start. Else in the order of the log.
+    /// window start. Else in the order of the log; of joined rows, by device, then the first row, then the second.
     pub rows: Vec<RecordBatch>,
     /// What did not become part of the result, by device, window and reason.
     pub late: Vec<LateRow>,
@@ -18,9 +18,10 @@ pub struct Closed {
 pub struct LateRow {
     /// The device that sent them.
     pub device: String,
-    /// Start of the window they belong to; for a pipeline without windows, the row's `ts`.
+    /// Start of the window they belong to; for a pipeline without windows, the row's `ts`. Of rows that are late to be
+    /// joined, the first one's.
     pub window_start: Timestamp,
-    /// Just after the window's last instant.
+    /// Just after the window's last instant, or that of the last row.
     pub window_end: Timestamp,
     /// How many.
     pub records: u64,

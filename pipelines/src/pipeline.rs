@@ -9,6 +9,8 @@
 //! checkpoint and replay. A row on which an expression fails (a division by zero) is no such error: it is counted
 //! with its reason in [`Closed::late`], and the others go on.
 
+mod joined;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -32,6 +34,7 @@ use crate::plan::{Cut, Windowed, cut};
 use crate::shared::{Local, Shared};
 use crate::stage::Stage;
 use crate::store::Store;
+use crate::stream_join::{self, StreamJoin};
 use crate::watermark::{Entry, KEEP, Watermarks};
 
 /// Rows gathered before they are aggregated. Fewer cost more, most of all with percentiles, whose digests are
@@ -41,8 +44,10 @@ pub(crate) const GATHER: usize = 65_536;
 /// A running query of one shard.
 pub struct Pipeline {
     name: String,
+    /// What its rows come out of, if it reads two streams.
+    join: Option<Box<StreamJoin>>,
     lookups: Vec<Lookup>,
-    /// The columns of the source, then those that lookups add.
+    /// The columns of the source, then those that a second stream and lookups add.
     source: SchemaRef,
     /// Which of them hold the time and the device.
     time: String,
@@ -89,7 +94,8 @@ impl Pipeline {
     /// A pipeline that has seen nothing. `source` are the columns of the stream it reads.
     pub fn new(plan: &PipelinePlan, source: SchemaRef) -> Result<Self, PipelineError> {
         let lookups = plan.joins.iter().map(Lookup::new).collect::<Result<Vec<_>, _>>()?;
-        let source = lookup::schema(&source, &lookups)?;
+        let first = source;
+        let source = joined::source(plan, &first, &lookups)?;
         let parts = cut(plan, &source)?;
         let (found, shape) = match &parts {
             Cut::Rows(stage) => (stage.schema().clone(), String::new()),
@@ -107,8 +113,10 @@ impl Pipeline {
                 Query::Windows { cut, operator, marks: Box::default(), late: Late::default(), shared }
             }
         };
+        let (join, lookups) = joined::make(plan, &source, &first, lookups, &query)?;
         Ok(Self {
             name: plan.name.clone(),
+            join,
             lookups,
             source,
             time: plan.reads.time.clone(),
@@ -131,14 +139,14 @@ impl Pipeline {
     /// told, because it is of a newer format or damaged; then it must not be replaced either.
     pub fn matches(plan: &PipelinePlan, state: &[u8]) -> Result<bool, PipelineError> {
         let own = identity(plan);
-        let found = checkpoint::identity(state)?;
+        let found = checkpoint::identity(stream_join::parts(state)?.0)?;
         Ok(found.fingerprint == own.fingerprint && found.datafusion == own.datafusion)
     }
 
     /// The pipeline as it was when [`Pipeline::checkpoint`] gave `state`.
     pub fn restore(plan: &PipelinePlan, source: SchemaRef, state: &[u8]) -> Result<Self, PipelineError> {
         let mut this = Self::new(plan, source)?;
-        let state = checkpoint::decode(state, &this.identity)?;
+        let state = checkpoint::decode(this.restore_join(state)?, &this.identity)?;
         match &mut this.query {
             Query::Rows { now, .. } => *now = state.now,
             Query::Windows { operator, marks, shared, .. } => {
@@ -163,12 +171,17 @@ impl Pipeline {
     /// that it has records in. What the old one held of those is given up.
     pub fn succeed(plan: &PipelinePlan, source: SchemaRef, state: &[u8]) -> Result<Self, PipelineError> {
         let mut this = Self::new(plan, source)?;
-        let before = checkpoint::progress(state)?;
+        let before = joined::progress(state)?;
+        this.succeed_join(&before);
+        // Of what is joined later, a part may have come before.
+        let before_ns = plan.stream_join.as_ref().map_or(0, |join| join.lower_ns.saturating_neg().max(0));
         match &mut this.query {
             Query::Rows { now, .. } => *now = before.now,
             Query::Windows { cut, marks, shared: Some(own), .. } => {
                 let newest = before.devices.iter().flatten().map(|entry| entry.newest).max();
-                let passed = newest.map_or(i64::MIN, |newest| cut.windows.frontier_after(newest.min(before.now)));
+                let passed = newest.map_or(i64::MIN, |newest| {
+                    cut.windows.frontier_after(newest.min(before.now).saturating_add(before_ns))
+                });
                 let since = match before.shared {
                     Some(Shared::Local(local)) => local.since(),
                     _ => i64::MIN,
@@ -179,7 +192,8 @@ impl Pipeline {
             Query::Windows { cut, marks, .. } => {
                 let passed = before.devices.into_iter().map(|entry| {
                     let entry = entry?;
-                    let passed = entry.frontier.max(cut.windows.frontier_after(entry.newest));
+                    let seen = entry.newest.saturating_add(before_ns);
+                    let passed = entry.frontier.max(cut.windows.frontier_after(seen));
                     Some(Entry { frontier: passed, ..entry })
                 });
                 **marks = Watermarks::restore(passed.collect(), before.floor, before.now);
@@ -193,7 +207,7 @@ impl Pipeline {
         &self.name
     }
 
-    /// Takes rows of the source stream, in the order of the log.
+    /// Takes rows of the stream that it reads, of two streams those of the first, in the order of the log.
     pub fn ingest(&mut self, batch: &RecordBatch) -> Result<(), PipelineError> {
         self.ingest_at(batch, None)
     }
@@ -204,11 +218,20 @@ impl Pipeline {
     }
 
     fn ingest_at(&mut self, batch: &RecordBatch, now: Option<i64>) -> Result<(), PipelineError> {
+        if let Some(join) = &self.join {
+            let first = join.first_stream().to_owned();
+            return self.ingest_from(&first, batch);
+        }
         let rows = match self.lookups.as_slice() {
             [] => self.gathered(batch, now)?,
             lookups => self.gathered(&lookup::extend(batch, lookups)?, now)?,
         };
         self.stats.rows += rows.num_rows() as u64;
+        self.collect(&rows)
+    }
+
+    /// Gathers rows, and aggregates what has been gathered when it is enough.
+    fn collect(&mut self, rows: &RecordBatch) -> Result<(), PipelineError> {
         let mut at = 0;
         while at < rows.num_rows() {
             let count = (rows.num_rows() - at).min(self.gather - self.pending_rows);
@@ -225,9 +248,9 @@ impl Pipeline {
 
     /// A barrier of the log, whose time is `now`: gives the rows of all windows that close here.
     pub fn barrier(&mut self, now: Timestamp) -> Result<Closed, PipelineError> {
+        let mut closed = Closed { late: self.join_up(now)?, ..Closed::default() };
         self.flush()?;
         self.since_barrier = 0;
-        let mut closed = Closed::default();
         match &mut self.query {
             Query::Rows { now: at, done, .. } => {
                 *at = now.0.max(*at);
@@ -303,13 +326,17 @@ impl Pipeline {
         if self.since_barrier > 0 {
             return Err(PipelineError::NotAtBarrier { rows: self.since_barrier });
         }
-        match &mut self.query {
+        let state = match &mut self.query {
             Query::Rows { now, .. } => checkpoint::encode(&self.identity, (*now, i64::MIN), &[], Vec::new(), None),
             Query::Windows { operator, marks, shared, .. } => {
                 let segments = operator.store_mut().encode()?;
                 let shared = shared.as_deref().cloned().map(Shared::Local);
                 checkpoint::encode(&self.identity, (marks.now(), marks.floor()), marks.entries(), segments, shared)
             }
+        };
+        match &self.join {
+            None => state,
+            Some(join) => Ok(stream_join::join(&state?, &join.encode(&self.identity)?)),
         }
     }
 
@@ -323,20 +350,28 @@ impl Pipeline {
         Ok(finish(cut, marks, vec![groups], &self.output)?.into_iter().collect())
     }
 
-    /// Times whose records are in windows that are open, as of the last barrier: first and last nanosecond of each
+    /// Times whose records are in windows that are open, or wait for others, as of the last barrier: first and last nanosecond of each
     /// range, in order, none touching the next.
     pub fn needed(&self) -> Result<Vec<(i64, i64)>, PipelineError> {
-        let Query::Windows { operator, .. } = &self.query else { return Ok(Vec::new()) };
-        Ok(joined(operator.needed()?))
+        let open = match &self.query {
+            Query::Rows { .. } => Vec::new(),
+            Query::Windows { operator, .. } => operator.needed()?,
+        };
+        Ok(joined(match &self.join {
+            None => open,
+            Some(join) => join.needed(open),
+        }))
     }
 
     /// How it stands.
     pub fn stats(&self) -> Stats {
         let pending = self.pending.iter().map(RecordBatch::get_array_memory_size).sum::<usize>();
+        let pending = pending + self.join.as_ref().map_or(0, |join| join.size());
         match &self.query {
             Query::Rows { done, .. } => {
                 let done = done.iter().map(RecordBatch::get_array_memory_size).sum::<usize>();
-                Stats { state_bytes: pending + done, ..self.stats }
+                let devices = self.join.as_ref().map_or(0, |join| join.devices());
+                Stats { devices, state_bytes: pending + done, ..self.stats }
             }
             Query::Windows { operator, marks, .. } => Stats {
                 open_panes: operator.windows().map_or(0, |w| w.len()),
@@ -514,7 +549,7 @@ pub(crate) struct Parted {
 /// Takes a windowed plan apart. `source`: the columns that it reads.
 pub(crate) fn parted(plan: &PipelinePlan, source: &SchemaRef) -> Result<Parted, PipelineError> {
     let lookups = plan.joins.iter().map(Lookup::new).collect::<Result<Vec<_>, _>>()?;
-    match cut(plan, &lookup::schema(source, &lookups)?)? {
+    match cut(plan, &joined::source(plan, source, &lookups)?)? {
         Cut::Rows(_) => Err(PipelineError::unsupported("groups without a window")),
         Cut::Windows(cut) => {
             let identity = Identity { shape: cut.aggregates.shape()?, ..identity(plan) };

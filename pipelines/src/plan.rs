@@ -57,7 +57,9 @@ pub(crate) fn cut(plan: &PipelinePlan, source: &SchemaRef) -> Result<Cut, Pipeli
     let Some(window) = &plan.window else {
         return Ok(Cut::Rows(Stage::compile(&physical, &output, Leaf::Source)?));
     };
-    let windows = Windows::new(window, plan.lateness_ns)
+    // Joined rows have the time of the first stream's row, and may come with a row that is so much later.
+    let after_ns = plan.stream_join.as_ref().map_or(0, sql::StreamJoin::after_ns);
+    let windows = Windows::new(window, plan.lateness_ns.saturating_add(after_ns))
         .ok_or_else(|| PipelineError::unsupported("a window whose lengths are none"))?;
     let outer = outermost(&physical).ok_or_else(|| PipelineError::unsupported("a window without an aggregate"))?;
     let raw = raw(outer).ok_or_else(|| PipelineError::unsupported("an aggregate of an aggregate"))?;

@@ -363,7 +363,7 @@ impl Runner {
         for at in self.built.by_source.get(table).into_iter().flatten() {
             if let Some(Running { pipeline, .. }) = self.built.running.get_mut(*at) {
                 pipeline
-                    .ingest(batch)
+                    .ingest_from(table, batch)
                     .map_err(|source| RunnerError::Pipeline { name: pipeline.name().to_owned(), source })?;
             }
         }
@@ -438,7 +438,7 @@ impl Runner {
         mut outbox: Vec<(String, RecordBatch)>,
     ) -> Result<(), RunnerError> {
         let mut states = Vec::with_capacity(self.built.running.len());
-        let mut groups = 0;
+        let (mut groups, mut state_bytes) = (0, 0);
         let mut late = Vec::new();
         for at in 0..self.built.running.len() {
             let Some(Running { pipeline, merge, feeds }) = self.built.running.get_mut(at) else { break };
@@ -450,7 +450,9 @@ impl Runner {
             }
             let own = Some(pipeline.checkpoint().map_err(failed)?);
             states.push(PipelinePart { pipeline: name.clone(), part: OWN, state: own });
-            groups += pipeline.stats().groups as u64;
+            let stats = pipeline.stats();
+            groups += stats.groups as u64;
+            state_bytes += stats.state_bytes as u64;
             let mut merged = None;
             if let Some(merge) = merge {
                 let all = merge.barrier(now).map_err(failed)?;
@@ -475,6 +477,7 @@ impl Runner {
         let (letters, number) = self.mail.save();
         states.extend(letters);
         self.parts.status.open_groups.store(groups, Ordering::Relaxed);
+        self.parts.status.state_bytes.store(state_bytes, Ordering::Relaxed);
         self.built.publish(&self.parts.status)?;
         if !late.is_empty() {
             let count: u64 = late.iter().map(|(_, row)| row.records).sum();

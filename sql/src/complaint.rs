@@ -37,6 +37,19 @@ impl Failure<'_> {
         }
     }
 
+    /// Complains about a condition on rows that is no part of the query as it was planned.
+    pub(crate) fn condition(&self, condition: &Expr, found: &mut Vec<Diagnostic>) {
+        let one = Expr::Value(datafusion::sql::sqlparser::ast::Value::Number("1".into(), false).into());
+        let mut select = self.select.clone();
+        select.projection = vec![SelectItem::ExprWithAlias { expr: one, alias: "one".into() }];
+        (select.selection, select.having) = (Some(condition.clone()), None);
+        select.group_by = datafusion::sql::sqlparser::ast::GroupByExpr::Expressions(Vec::new(), Vec::new());
+        let result = self.planner.logical(self.query, &select).and_then(|p| self.planner.optimized(&p));
+        if let Err(error) = result.and_then(|p| self.planner.physical(&p)) {
+            self.push(&error, condition.span().into(), found);
+        }
+    }
+
     /// Plans every part alone.
     pub(crate) fn parts(&self, found: &mut Vec<Diagnostic>) {
         let known = found.clone();

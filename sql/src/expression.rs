@@ -13,6 +13,7 @@ use crate::name;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Clause {
     Select,
+    On,
     Where,
     GroupBy,
     Having,
@@ -22,6 +23,7 @@ impl Clause {
     fn as_str(self) -> &'static str {
         match self {
             Self::Select => "SELECT",
+            Self::On => "ON",
             Self::Where => "WHERE",
             Self::GroupBy => "GROUP BY",
             Self::Having => "HAVING",
@@ -59,6 +61,15 @@ impl Scope<'_> {
     /// What the source consists of.
     pub(crate) fn row(&self) -> &'static str {
         if self.pipeline { "the row" } else { "the record" }
+    }
+
+    /// A column of the stream, as it is written in this query: by its alias where a second source has one of the name.
+    pub(crate) fn written(&self, column: &str) -> String {
+        let other = |name: &String| name.rsplit_once('.').is_some_and(|(_, own)| own == column);
+        match self.columns.iter().any(other) {
+            true => format!("{}.{column}", self.alias),
+            false => column.to_owned(),
+        }
     }
 }
 
@@ -251,15 +262,15 @@ impl Walk<'_, '_> {
                 format!("{name}() inside another aggregate"),
                 "aggregate once: the inner one alone".to_owned(),
             ),
-            Sort::Aggregate if matches!(self.clause, Clause::Where | Clause::GroupBy) => {
+            Sort::Aggregate if matches!(self.clause, Clause::On | Clause::Where | Clause::GroupBy) => {
                 let help = match self.clause {
-                    Clause::Where => "use HAVING, which sees the rows of a closed window",
+                    Clause::On | Clause::Where => "use HAVING, which sees the rows of a closed window",
                     _ => "group by what the rows have before they are aggregated",
                 };
                 (code::PLAN, format!("{clause} cannot use the aggregate {name}()"), help.to_owned())
             }
             Sort::Aggregate => return,
-            Sort::Window if self.clause == Clause::Where || self.aggregates > 0 => {
+            Sort::Window if matches!(self.clause, Clause::On | Clause::Where) || self.aggregates > 0 => {
                 let message = format!("{name}() names the window, which is known only after GROUP BY");
                 (code::BAD_WINDOW, message, "here, write date_bin(INTERVAL '1 minute', ts)".to_owned())
             }

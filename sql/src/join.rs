@@ -1,8 +1,11 @@
-//! Joins of a stream with reference tables, before anything else looks at the query.
+//! Joins of a stream with reference tables, and with a second stream, before anything else looks at the query.
 //!
 //! A row of the stream finds at most one row of a table, because it is looked up by the table's whole key. So what a
 //! query uses of a table is a further column of the stream, `alias.column`, and the join is gone from the query: what
 //! follows sees one stream. An inner join leaves a condition behind, that there was a row.
+//!
+//! A second stream (`stream_join.rs`) is treated alike: its columns are further ones of the first, whose rows then
+//! are the joined rows.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -21,35 +24,44 @@ use crate::diagnostic::{Diagnostic, Span, code};
 use crate::name;
 use crate::project::{Join, TableDecl};
 use crate::shape::Source;
+use crate::stream_join::{self, Second};
 
 /// A query whose joins are columns.
 pub(crate) struct Joined {
     pub(crate) select: Select,
     /// In the order in which they are looked up.
     pub(crate) joins: Vec<Join>,
-    /// The columns of the stream, then those of tables that the query uses.
+    /// The columns of the stream, then those of a second one and of tables that the query uses.
     pub(crate) schema: SchemaRef,
     /// Names that the query may use.
     pub(crate) columns: Vec<String>,
-    /// That each inner join found a row.
+    /// That each inner join with a table found a row.
     pub(crate) found_rows: Option<Expr>,
+    /// The second stream.
+    pub(crate) second: Option<Second>,
 }
 
-/// A table while its join is read.
-struct Table<'a> {
-    alias: String,
-    decl: &'a TableDecl,
-    on: Vec<(String, String)>,
-    outer: bool,
-    used: BTreeSet<String>,
+/// A table or a second stream while its join is read.
+pub(crate) struct Table<'a> {
+    pub(crate) alias: String,
+    pub(crate) name: &'a str,
+    pub(crate) schema: SchemaRef,
+    /// `None`: the second stream.
+    decl: Option<&'a TableDecl>,
+    /// Whether its columns are of the rows of the second stream, before they are joined.
+    of_second: bool,
+    pub(crate) on: Vec<(String, String)>,
+    pub(crate) outer: bool,
+    pub(crate) used: BTreeSet<String>,
 }
 
-struct Reader<'a, 'b> {
+pub(crate) struct Reader<'a, 'b> {
     file: &'a str,
-    source: &'a Source,
+    pub(crate) source: &'a Source,
     stream: &'a Schema,
-    tables: Vec<Table<'a>>,
-    found: &'b mut Vec<Diagnostic>,
+    pub(crate) tables: Vec<Table<'a>>,
+    pub(crate) second: Option<Second>,
+    pub(crate) found: &'b mut Vec<Diagnostic>,
 }
 
 /// Resolves the joins of `select`. `None`: one of them was complained about.
@@ -62,11 +74,12 @@ pub(crate) fn resolve(
     found: &mut Vec<Diagnostic>,
 ) -> Option<Joined> {
     let before = found.len();
-    let mut reader = Reader { file, source, stream, tables: Vec::new(), found };
+    let mut reader = Reader { file, source, stream, tables: Vec::new(), second: None, found };
     for (table, join) in joins {
         reader.join(table, join, names);
     }
-    if reader.found.len() > before {
+    // Without one of its sources there is no telling what the rest means.
+    if reader.tables.len() < joins.len() {
         return None;
     }
     let mut select = select.clone();
@@ -80,39 +93,60 @@ pub(crate) fn resolve(
             return None;
         }
     }
+    let Reader { tables, mut second, .. } = reader;
     let mut columns: Vec<String> = stream.fields().iter().map(|f| f.name().clone()).collect();
     let mut fields: Vec<FieldRef> = stream.fields().to_vec();
     let mut resolved = Vec::new();
     let mut found_rows: Option<Expr> = None;
-    for table in reader.tables {
-        columns.extend(table.decl.schema.fields().iter().map(|f| virtual_name(&table.alias, f.name())));
+    // The second stream first: what is looked up comes behind the columns that it is looked up by.
+    let (streams, tables): (Vec<Table<'_>>, Vec<Table<'_>>) = tables.into_iter().partition(|t| t.decl.is_none());
+    for table in streams.iter().chain(&tables) {
+        columns.extend(table.schema.fields().iter().map(|f| virtual_name(&table.alias, f.name())));
         let mut own = Vec::new();
+        let nullable = table.of_second && second.as_ref().is_some_and(|second| second.outer);
         for column in &table.used {
-            let Ok(field) = table.decl.schema.field_with_name(column) else { continue };
+            let Ok(field) = table.schema.field_with_name(column) else { continue };
             let name = virtual_name(&table.alias, column);
-            fields.push(Arc::new(field.clone().with_name(&name)));
+            let nullable = nullable || field.is_nullable();
+            fields.push(Arc::new(field.clone().with_name(&name).with_nullable(nullable)));
             own.push((name, column.clone()));
         }
-        let matched = (!table.outer).then(|| virtual_name(&table.alias, "(found)"));
+        if let Some(second) = second.as_mut().filter(|_| table.of_second) {
+            second.names.extend(table.schema.fields().iter().map(|f| virtual_name(&table.alias, f.name())));
+            second.names.insert(virtual_name(&table.alias, FOUND));
+        }
+        let Some(decl) = table.decl else {
+            if let Some(second) = &mut second {
+                second.columns = own;
+            }
+            continue;
+        };
+        let matched = (!table.outer).then(|| virtual_name(&table.alias, FOUND));
         if let Some(name) = &matched {
-            fields.push(Arc::new(Field::new(name, DataType::Boolean, false)));
+            fields.push(Arc::new(Field::new(name, DataType::Boolean, nullable)));
             let one = Expr::Identifier(Ident::with_quote('"', name));
             found_rows = Some(match found_rows {
                 None => one,
                 Some(others) => and(others, one),
             });
         }
+        if let Some(second) = second.as_mut().filter(|_| table.of_second) {
+            second.lookups.push(resolved.len());
+        }
         resolved.push(Join {
-            table: table.decl.name.clone(),
-            key: table.decl.key.clone(),
-            on: table.on,
+            table: decl.name.clone(),
+            key: decl.key.clone(),
+            on: table.on.clone(),
             columns: own,
             matched,
-            rows: RecordBatch::new_empty(table.decl.schema.clone()),
+            rows: RecordBatch::new_empty(decl.schema.clone()),
         });
     }
-    Some(Joined { select, joins: resolved, schema: Arc::new(Schema::new(fields)), columns, found_rows })
+    Some(Joined { select, joins: resolved, schema: Arc::new(Schema::new(fields)), columns, found_rows, second })
 }
+
+/// The column that says whether a row was found in a table.
+const FOUND: &str = "(found)";
 
 /// Both conditions.
 pub(crate) fn and(left: Expr, right: Expr) -> Expr {
@@ -120,24 +154,34 @@ pub(crate) fn and(left: Expr, right: Expr) -> Expr {
     Expr::BinaryOp { left, op: BinaryOperator::And, right: Box::new(right) }
 }
 
-fn virtual_name(alias: &str, column: &str) -> String {
+pub(crate) fn virtual_name(alias: &str, column: &str) -> String {
     format!("{alias}.{column}")
 }
 
 impl Reader<'_, '_> {
-    fn complain(&mut self, code: &'static str, span: Span, message: impl Into<String>, help: impl Into<String>) {
+    pub(crate) fn complain(
+        &mut self,
+        code: &'static str,
+        span: Span,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
         self.found.push(Diagnostic::error(code, self.file, span, message).help(help));
     }
 }
 
 impl<'a> Reader<'a, '_> {
     fn join(&mut self, table: &Source, join: &Written, names: &'a Names) {
-        let Some(decl) = self.table(table, names) else { return };
         if table.alias == self.source.alias || self.tables.iter().any(|t| t.alias == table.alias) {
             let message = format!("two sources are called `{}`", table.alias);
             let help = format!("give one of them another name, as in JOIN {} x ON ..", table.table);
             return self.complain(code::NAME_TAKEN, table.span, message, help);
         }
+        if let Some(Meaning::Stream(index)) = names.meanings.get(&table.table) {
+            let Some(decl) = names.streams.get(*index) else { return };
+            return stream_join::read(self, table, join, decl);
+        }
+        let Some(decl) = self.table(table, names) else { return };
         let (outer, constraint) = match &join.join_operator {
             JoinOperator::Join(on) | JoinOperator::Inner(on) => (false, on),
             JoinOperator::Left(on) | JoinOperator::LeftOuter(on) => (true, on),
@@ -188,21 +232,53 @@ impl<'a> Reader<'a, '_> {
             }
             on.push((stream.clone(), key.clone()));
         }
+        let of_second = |(column, _): &(String, String)| self.of_second(column);
+        let of_second = match (on.iter().any(of_second), on.iter().all(of_second)) {
+            (true, false) => {
+                let message = format!("`{}` is looked up by columns of both streams", table.table);
+                let help = "look it up by columns of one of them: rows are looked up before they are joined";
+                return self.complain(code::SOURCES, table.span, message, help);
+            }
+            (_, all) => all,
+        };
         if let Some((_, column, span)) = pairs.iter().find(|(_, column, _)| !decl.key.contains(column)) {
             let message = format!("`{column}` is not part of the key of `{}`", table.table);
             let help = format!("compare it in WHERE; the key is {}", name::list(decl.key.iter().map(String::as_str)));
             return self.complain(code::SOURCES, *span, message, help);
         }
-        self.tables.push(Table { alias: table.alias.clone(), decl, on, outer, used: BTreeSet::new() });
+        self.tables.push(Table {
+            alias: table.alias.clone(),
+            name: &decl.name,
+            schema: decl.schema.clone(),
+            decl: Some(decl),
+            of_second,
+            on,
+            outer,
+            used: BTreeSet::new(),
+        });
+    }
+
+    /// Takes the second stream up, so that its columns can be named.
+    pub(crate) fn add_stream(&mut self, alias: &str, name: &'a str, schema: SchemaRef, outer: bool) {
+        let on = vec![("device".to_owned(), "device".to_owned())];
+        let (alias, used) = (alias.to_owned(), BTreeSet::new());
+        self.tables.push(Table { alias, name, schema, decl: None, of_second: true, on, outer, used });
+    }
+
+    /// Whether a column that is none of the first stream's belongs to rows of the second.
+    fn of_second(&self, column: &str) -> bool {
+        let own = |t: &Table<'_>| column.strip_prefix(&*t.alias).is_some_and(|rest| rest.starts_with('.'));
+        self.stream.index_of(column).is_err() && self.tables.iter().any(|t| t.of_second && own(t))
     }
 
     fn table(&mut self, table: &Source, names: &'a Names) -> Option<&'a TableDecl> {
         match names.meanings.get(&table.table) {
             Some(Meaning::Table(index)) => return names.tables.get(*index),
             Some(Meaning::Unreadable) => {}
+            // Streams are joined elsewhere.
             Some(Meaning::Stream(_) | Meaning::Pipeline(_) | Meaning::Majors) => {
-                let message = format!("this version cannot join with `{}`, which is no reference table", table.table);
-                let help = "join them when you query the Parquet tables";
+                let message = format!("this version cannot join with the pipeline `{}`", table.table);
+                let help = "join streams and reference tables; join the results when you query the Parquet tables";
                 self.complain(code::NOT_YET, table.span, message, help);
             }
             None => {
@@ -225,6 +301,7 @@ impl<'a> Reader<'a, '_> {
 
     /// `a = b AND c = d`: column of the stream (or of a table before this one), column of the table.
     fn conditions(&mut self, expr: &Expr, alias: &str, decl: &'a TableDecl, pairs: &mut Vec<(String, String, Span)>) {
+        let before = self.found.len();
         match expr {
             Expr::Nested(inner) => return self.conditions(inner, alias, decl, pairs),
             Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
@@ -240,6 +317,9 @@ impl<'a> Reader<'a, '_> {
             }
             _ => {}
         }
+        if self.found.len() > before {
+            return;
+        }
         let help = self.on_example(alias, decl);
         let message = "a join compares columns of the stream with the key of the table";
         self.complain(code::SOURCES, expr.span().into(), message, help);
@@ -249,7 +329,13 @@ impl<'a> Reader<'a, '_> {
     fn before(&mut self, expr: &Expr) -> Option<String> {
         match expr {
             Expr::Nested(inner) => self.before(inner),
-            Expr::Identifier(ident) => Some(name::normal(ident)).filter(|c| self.stream.index_of(c).is_ok()),
+            Expr::Identifier(ident) => {
+                let column = name::normal(ident);
+                if self.second.is_some() && self.unqualified(ident).is_some() {
+                    return None;
+                }
+                Some(column).filter(|c| self.stream.index_of(c).is_ok())
+            }
             Expr::CompoundIdentifier(parts) => {
                 let [of, column] = parts.as_slice() else { return None };
                 let (of, column) = (name::normal(of), name::normal(column));
@@ -257,10 +343,8 @@ impl<'a> Reader<'a, '_> {
                     return Some(column).filter(|c| self.stream.index_of(c).is_ok());
                 }
                 let table = self.tables.iter_mut().find(|t| t.alias == of)?;
-                table.decl.schema.index_of(&column).ok()?;
-                let name = virtual_name(&of, &column);
-                table.used.insert(column);
-                Some(name)
+                table.schema.index_of(&column).ok()?;
+                Some(table.named(column))
             }
             _ => None,
         }
@@ -271,7 +355,7 @@ impl<'a> Reader<'a, '_> {
         let of_table = |name: &str| {
             let (alias, column) = name.split_once('.')?;
             let table = self.tables.iter().find(|t| t.alias == alias)?;
-            Some(table.decl.schema.field_with_name(column).ok()?.data_type())
+            Some(table.schema.field_with_name(column).ok()?.data_type())
         };
         let left = self.stream.field_with_name(stream).map(Field::data_type).ok().or_else(|| of_table(stream));
         let right = decl.schema.field_with_name(key).map(Field::data_type).ok();
@@ -284,7 +368,7 @@ impl<'a> Reader<'a, '_> {
         let tables: Vec<(String, Vec<String>)> = self
             .tables
             .iter()
-            .map(|t| (t.alias.clone(), t.decl.schema.fields().iter().map(|f| f.name().clone()).collect()))
+            .map(|t| (t.alias.clone(), t.schema.fields().iter().map(|f| f.name().clone()).collect()))
             .collect();
         let qualified = |alias: &str, column: &str, span: sp::Span| {
             SelectItem::UnnamedExpr(Expr::CompoundIdentifier(vec![
@@ -296,6 +380,11 @@ impl<'a> Reader<'a, '_> {
         for item in std::mem::take(&mut select.projection) {
             let span = item.span();
             match &item {
+                SelectItem::Wildcard(_) if self.second.is_some() => {
+                    let message = "`*` of two streams would have two columns of each name that both have, such as `ts`";
+                    let help = format!("write `{}.*` and name what you need of the other", self.source.alias);
+                    self.complain(code::OUTPUT_TWICE, span.into(), message, help);
+                }
                 SelectItem::Wildcard(_) => {
                     items.extend(stream_columns.iter().map(|c| qualified(&self.source.alias, c, span)));
                     for (alias, columns) in &tables {
@@ -333,11 +422,8 @@ impl<'a> Reader<'a, '_> {
     /// What an unqualified name means, if it is that of a table's column.
     fn unqualified(&mut self, ident: &Ident) -> Option<String> {
         let column = name::normal(ident);
-        let having: Vec<usize> = (0..)
-            .zip(&self.tables)
-            .filter(|(_, t)| t.decl.schema.index_of(&column).is_ok())
-            .map(|(at, _)| at)
-            .collect();
+        let having: Vec<usize> =
+            (0..).zip(&self.tables).filter(|(_, t)| t.schema.index_of(&column).is_ok()).map(|(at, _)| at).collect();
         if self.stream.index_of(&column).is_ok() {
             // The key is equal on both sides; any other column of that name could be meant.
             let other = having.iter().filter_map(|at| self.tables.get(*at)).find(|t| {
@@ -353,9 +439,7 @@ impl<'a> Reader<'a, '_> {
             [] => None,
             [at] => {
                 let table = self.tables.get_mut(*at)?;
-                let name = virtual_name(&table.alias, &column);
-                table.used.insert(column);
-                Some(name)
+                Some(table.named(column))
             }
             several => {
                 let aliases: Vec<String> =
@@ -374,6 +458,19 @@ impl<'a> Reader<'a, '_> {
     }
 }
 
+impl Table<'_> {
+    /// What a column of it is called among those of the stream; takes note that it is used.
+    fn named(&mut self, column: String) -> String {
+        // An inner join of two streams has one device. After LEFT JOIN it may be NULL, which is worth asking for.
+        if self.decl.is_none() && !self.outer && column == "device" {
+            return column;
+        }
+        let name = virtual_name(&self.alias, &column);
+        self.used.insert(column);
+        name
+    }
+}
+
 impl VisitorMut for Reader<'_, '_> {
     type Break = ();
 
@@ -386,17 +483,20 @@ impl VisitorMut for Reader<'_, '_> {
                 let Some(table) = self.tables.iter_mut().find(|t| t.alias == of) else {
                     return ControlFlow::Continue(());
                 };
-                if table.decl.schema.index_of(&column).is_err() {
-                    let columns: Vec<&str> = table.decl.schema.fields().iter().map(|f| f.name().as_str()).collect();
-                    let help = name::did_you_mean(&column, columns.iter().copied())
-                        .unwrap_or_else(|| format!("its columns are {}", name::list(columns)));
-                    let message = format!("there is no column `{column}` in `{}`", table.decl.name);
+                if table.schema.index_of(&column).is_err() {
+                    let all = table.schema.fields().iter().map(|f| f.name().as_str());
+                    let columns: Vec<&str> = match table.decl {
+                        Some(_) => all.collect(),
+                        None => all.skip(storage::schema::SYSTEM_COLUMNS.len()).collect(),
+                    };
+                    let near = name::did_you_mean(&column, table.schema.fields().iter().map(|f| f.name().as_str()));
+                    let what = if table.decl.is_some() { "columns" } else { "fields" };
+                    let help = near.unwrap_or_else(|| format!("its {what} are {}", name::list(columns)));
+                    let message = format!("there is no column `{column}` in `{}`", table.name);
                     self.complain(code::UNKNOWN_COLUMN, ident.span.into(), message, help);
                     return ControlFlow::Continue(());
                 }
-                let name = virtual_name(&of, &column);
-                table.used.insert(column);
-                (Some(name), ident.span)
+                (Some(table.named(column)), ident.span)
             }
             _ => return ControlFlow::Continue(()),
         };

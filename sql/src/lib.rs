@@ -7,7 +7,7 @@
 //!   sqlparser's own tokens, so that every position is one in the file; `option` and `interval` read what stands
 //!   in `WITH (...)`.
 //! * `stream` and `table` turn a declaration into columns; `pipeline` turns a query into a plan, through `shape` (what a
-//!   query over an endless stream may not do), `join` (what it looks up in reference tables), `name` (columns and functions that exist), `window` (which part of
+//!   query over an endless stream may not do), `join` (what it looks up in reference tables) and `stream_join` (what it finds in a second stream), `name` (columns and functions that exist), `window` (which part of
 //!   `GROUP BY` is the window; `marker` has functions for those that DataFusion lacks), `plan` (DataFusion) and `output` (what the table will hold).
 //! * `rollup` makes several pipelines of one; `order` puts each behind those that it reads.
 //! * `majors` gives each major version of a stream a table; `evolution` says what a declaration may become.
@@ -46,6 +46,7 @@ mod shape;
 mod source;
 mod statement;
 mod stream;
+mod stream_join;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -58,7 +59,7 @@ pub use evolution::{Known, KnownField, evolve, known_with, tables_of};
 pub use interval::shown as duration;
 pub use project::{
     DEFAULT_LATENESS_NS, FieldFacts, Granularity, Join, Kind, PipelinePlan, Place, Project, Reads, StreamDecl,
-    TableDecl, Window,
+    StreamJoin, TableDecl, Window,
 };
 pub use reference::read_tables;
 pub use render::{render_all, render_json};

@@ -113,13 +113,14 @@ pub(crate) fn check_items(scope: &Scope<'_>, select: &Select, groups: &Groups, f
     let has = |test: &dyn Fn(&Expr) -> bool| select.projection.iter().filter_map(item_expr).any(test);
     if !has(&|e| window::is_window(scope, e, window)) {
         let message = "the start of the window is not in the output";
-        let help = format!("add {}(ts, ..) AS window_start to SELECT: files are partitioned by it", window.name());
+        let (name, ts) = (window.name(), scope.written(scope.time));
+        let help = format!("add {name}({ts}, ..) AS window_start to SELECT: files are partitioned by it");
         found.push(Diagnostic::error(code::OUTPUT_MISSING, file, at, message).help(help));
     }
     let Some(device) = by_device else { return };
     if !has(&|e| window::column(scope, e).is_some_and(|c| c == device)) {
         let message = format!("`{device}` is not in the output");
-        let help = format!("add {device} to SELECT: rows are sorted by it");
+        let help = format!("add {} to SELECT: rows are sorted by it", scope.written(device));
         found.push(Diagnostic::error(code::OUTPUT_MISSING, file, at, message).help(help));
     }
 }
@@ -223,7 +224,7 @@ pub(crate) fn read(
     }
     if time.is_none() && group.is_none() {
         let message = format!("`{}` is not in the output", scope.time);
-        let help = format!("add {} to SELECT: files are partitioned by it", scope.time);
+        let help = format!("add {} to SELECT: files are partitioned by it", scope.written(scope.time));
         found.push(Diagnostic::error(code::OUTPUT_MISSING, scope.file, whole, message).help(help));
     }
     let time_column = time?;

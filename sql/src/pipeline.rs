@@ -9,7 +9,7 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr as Logical, LogicalPlan};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::AggregateExec;
-use datafusion::sql::sqlparser::ast::{GroupByExpr, Ident, Query, Spanned};
+use datafusion::sql::sqlparser::ast::{GroupByExpr, Ident, Query, Select, Spanned};
 use storage::schema::stream_schema;
 
 use crate::check::{Meaning, Names};
@@ -102,7 +102,13 @@ fn plan(
     let source = resolve(file, &parts.source, names, found)?;
     let schema = source.reads.columns.clone();
     let joined = join::resolve(file, (&parts.source, &parts.joins), parts.select, &schema, names, found)?;
-    let join::Joined { select, joins, schema, columns, found_rows } = joined;
+    let join::Joined { select, joins, schema, columns, found_rows, mut second } = joined;
+    if second.is_some() && source.reads.pipeline {
+        let message = format!("this version joins two streams, and `{}` is a pipeline", parts.source.table);
+        let help = "join the streams that it reads, or the results when you query the tables";
+        found.push(Diagnostic::error(code::NOT_YET, file, parts.source.span, message).help(help));
+        return None;
+    }
     let select = &select;
     let group_by = match &select.group_by {
         GroupByExpr::Expressions(exprs, _) => exprs.as_slice(),
@@ -130,6 +136,10 @@ fn plan(
     for (clause, expr) in items.chain(clauses.into_iter().filter_map(|(c, e)| Some((c, e.as_ref()?)))) {
         expression::check(&scope, clause, expr, found);
     }
+    for condition in second.iter_mut().flat_map(|second| &mut second.conditions) {
+        expression::check(&scope, Clause::On, condition, found);
+        window::rewrite_condition(condition);
+    }
     let groups = window::groups(&scope, select, group_by, found);
     output::check_items(&scope, select, &groups, found);
 
@@ -150,12 +160,26 @@ fn plan(
         }
         return None;
     }
-    let planned = planner.logical(query, &rewritten).and_then(|logical| {
+    for condition in second.iter().flat_map(|second| &second.conditions) {
+        failure.condition(condition, found);
+    }
+    if found.len() > before {
+        return None;
+    }
+    let plan = |select: &Select| {
+        let logical = planner.logical(query, select)?;
         let optimized = planner.optimized(&logical)?;
         let physical = planner.physical(&optimized)?;
         Ok((logical, optimized, physical))
+    };
+    let planned = plan(&rewritten).and_then(|whole| {
+        let Some(second) = &second else { return Ok((whole, None)) };
+        // As it was written the query is only checked.
+        let mut body = rewritten.clone();
+        let placed = second.place(&mut body, &columns);
+        Ok((plan(&body)?, Some(second.plan(placed, &planner, query, &body)?)))
     });
-    let (logical, optimized, physical) = match planned {
+    let ((logical, optimized, physical), stream_join) = match planned {
         Ok(plans) => plans,
         Err(error) => {
             failure.explain(&error, found);
@@ -180,9 +204,10 @@ fn plan(
     };
     let group = window.as_ref().map(|w| w.group.as_str());
     let output = output::read(&scope, select, &logical, &physical.schema(), &schema, group, found)?;
-    no_effect(file, head, window.is_some(), found);
+    no_effect(file, head, window.is_some() || second.is_some(), found);
 
-    let lateness_ns = lateness.unwrap_or(source.lateness_ns);
+    let of_stream = second.as_ref().map_or(0, |second| second.lateness_ns).max(source.lateness_ns);
+    let lateness_ns = lateness.unwrap_or(of_stream);
     let mut print = Fingerprint::new();
     print.text(&parts.source.table).text(&rewritten.to_string());
     // What a window is besides its length stands in the text.
@@ -194,7 +219,14 @@ fn plan(
     for join in &joins {
         print.text("join").text(&join.table).text(&format!("{:?}{:?}{:?}", join.on, join.columns, join.matched));
     }
-    for field in scan.fields() {
+    if let Some(second) = &second {
+        second.print(&mut print);
+        print.number(lateness_ns);
+    }
+    let conditions = stream_join.iter().flat_map(|join| join.conditions());
+    let conditions = conditions.filter_map(|plan| scan_of(&planner.optimized(plan).ok()?));
+    let scans: Vec<Arc<arrow::datatypes::Schema>> = conditions.chain([scan]).collect();
+    for field in scans.iter().flat_map(|scan| scan.fields()) {
         print.text(field.name()).text(&field.data_type().to_string());
         print.text(field.metadata().get("unit").map_or("", String::as_str));
     }
@@ -210,6 +242,7 @@ fn plan(
         query: query.to_string(),
         fingerprint: print.end(),
         joins,
+        stream_join,
         logical,
         window,
         output: output.schema,

@@ -165,6 +165,39 @@ pub struct Reads {
     pub device: Option<String>,
 }
 
+/// A second stream whose rows are joined to those of the first: of one device, and with a `ts` that is no less than
+/// `lower_ns` and no more than `upper_ns` after that of the first.
+///
+/// The query knows both streams' columns, and what they are looked up in, as columns of one source. A joined row has
+/// the first one's `device` and `ts`.
+#[derive(Debug, Clone)]
+pub struct StreamJoin {
+    /// Name of the second stream. May be the first one's.
+    pub source: String,
+    /// Its columns: those of `storage::schema::stream_schema`.
+    pub schema: SchemaRef,
+    /// The least of its `ts` less the first one's, in nanoseconds.
+    pub lower_ns: i64,
+    /// The greatest, not below `lower_ns`.
+    pub upper_ns: i64,
+    /// `LEFT JOIN`: a row of the first that finds none is given with NULL for all columns of the second.
+    pub outer: bool,
+    /// The columns of the second that the query uses: their names in the source, and in the stream. In the source
+    /// they stand behind the columns of the first stream.
+    pub columns: Vec<(String, String)>,
+    /// Which of [`PipelinePlan::joins`] rows of the second are looked up in, before they are joined; those of the
+    /// first in all others. The columns that these add stand behind both streams', in the order of the joins.
+    pub lookups: Vec<usize>,
+    /// What rows of the first must fulfil to count at all: a plan over the same scan as [`PipelinePlan::logical`],
+    /// with one boolean column. The same holds for the next two.
+    pub first_filter: Option<LogicalPlan>,
+    /// What rows of the second must fulfil.
+    pub second_filter: Option<LogicalPlan>,
+    /// What two rows must fulfil to match, besides device and time. Only `LEFT JOIN` has it; else it is part of the
+    /// query.
+    pub condition: Option<LogicalPlan>,
+}
+
 /// How windows follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -224,7 +257,8 @@ pub struct PipelinePlan {
     pub source: String,
     /// What that is.
     pub reads: Reads,
-    /// How long after the end of a window its rows may still come. Without meaning if there is no window.
+    /// How long after the end of a window, or after the rows that they may be joined to, rows may still come. Without
+    /// meaning if there is neither a window nor a second stream.
     pub lateness_ns: i64,
     /// How long results are kept; `None`: for ever.
     pub retain_ns: Option<i64>,
@@ -241,7 +275,10 @@ pub struct PipelinePlan {
     pub fingerprint: u64,
     /// Tables that rows are looked up in, in this order.
     pub joins: Vec<Join>,
-    /// The query over a scan of [`PipelinePlan::source`], whose columns are [`Reads::columns`], then those that the joins add; planned by DataFusion, neither analyzed nor optimized. The provider behind
+    /// A second stream whose rows are joined to those of [`PipelinePlan::source`].
+    pub stream_join: Option<StreamJoin>,
+    /// The query over a scan of [`PipelinePlan::source`], whose columns are [`Reads::columns`],
+    /// then those that a second stream and the joins add; planned by DataFusion, neither analyzed nor optimized. The provider behind
     /// the scan is unbounded and has no rows: replace it, or the leaf of the physical plan, to run the query.
     pub logical: LogicalPlan,
     /// `None`: rows are filtered and projected one by one.

@@ -294,7 +294,7 @@ fn read(scope: &Scope<'_>, call: &Function, found: &mut Vec<Diagnostic>) -> Opti
             let what = other.map_or("another expression".to_owned(), |c| format!("`{c}`"));
             let message = format!("a window follows `{}`, the time of {}, not {what}", scope.time, scope.row());
             let example = example
-                .replace("ts,", &format!("{},", scope.time))
+                .replace("ts,", &format!("{},", scope.written(scope.time)))
                 .replace("1 minute", &format!("1 {}", scope.longer()));
             complain(time.span().into(), message, &example);
             return None;
@@ -367,7 +367,7 @@ fn unfit(slide_ns: i64, size_ns: i64) -> Option<(String, String)> {
 }
 
 /// Text and unit of `INTERVAL 'text' unit`.
-fn literal(expr: &Expr) -> Option<(String, Option<String>)> {
+pub(crate) fn literal(expr: &Expr) -> Option<(String, Option<String>)> {
     let Expr::Interval(Interval { value, leading_field, last_field: None, .. }) = expr else { return None };
     let Expr::Value(value) = value.as_ref() else { return None };
     let text = match &value.value {
@@ -409,6 +409,11 @@ pub(crate) fn rewrite(select: &Select, groups: &Groups) -> Select {
     select.group_by = GroupByExpr::Expressions(groups.exprs.clone(), Vec::new());
     let _ = VisitMut::visit(&mut select, &mut Rewrite { window: groups.window.as_ref() });
     select
+}
+
+/// The same for a condition on rows, before any window.
+pub(crate) fn rewrite_condition(expr: &mut Expr) {
+    let _ = VisitMut::visit(expr, &mut Rewrite { window: None });
 }
 
 struct Rewrite<'a> {

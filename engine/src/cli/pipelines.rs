@@ -144,8 +144,12 @@ fn show(pipeline: &Pipeline, format: Output) -> Result<(), Exit> {
     if let Output::Json = format {
         return json(pipeline);
     }
-    let Pipeline { name, version, source, joins, window, lateness, partition, columns, at, query, .. } = pipeline;
+    let Pipeline { name, version, source, stream_join, joins, window, lateness, partition, columns, at, query, .. } =
+        pipeline;
     let mut text = format!("{name}  ({at}, version {version})\n{query}\n\nreads      {source}\n");
+    if let Some(joined) = stream_join {
+        text.push_str(&format!("joined to  {joined}\n"));
+    }
     if !joins.is_empty() {
         text.push_str(&format!("joins      {}\n", joins.join(", ")));
     }
@@ -196,9 +200,22 @@ async fn plan(folder: &std::path::Path, of: &Of) -> Result<(), Exit> {
 
 fn explain(name: &str, folder: &std::path::Path) -> Result<(), Exit> {
     let loaded = project::load(Some(folder)).map_err(Exit::failed)?;
-    found(&Overview::of(&loaded.project), name)?;
+    let overview = Overview::of(&loaded.project);
+    let shown = found(&overview, name)?;
     let Some(plan) = loaded.project.pipeline(name) else { return Ok(()) };
     let state = sql::session_state_for(plan.window.as_ref().map(|window| window.kind));
-    let optimized = state.optimize(&plan.logical).map_err(Exit::failed)?;
-    print(&format!("{}\n", optimized.display_indent()))
+    let indented = |plan| Ok(format!("{}\n", state.optimize(plan).map_err(Exit::failed)?.display_indent()));
+    let mut text = indented(&plan.logical)?;
+    if let (Some(join), Some(joined)) = (&plan.stream_join, &shown.stream_join) {
+        text.push_str(&format!("\nreads {}, joined to {joined}\n", plan.source));
+        let pairs = format!("a match of {} and {}", plan.source, join.source);
+        for (what, condition) in
+            [(&plan.source, &join.first_filter), (&join.source, &join.second_filter), (&pairs, &join.condition)]
+        {
+            if let Some(condition) = condition {
+                text.push_str(&format!("{what}, if it holds:\n{}", indented(condition)?));
+            }
+        }
+    }
+    print(&text)
 }

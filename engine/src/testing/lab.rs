@@ -242,11 +242,15 @@ impl Lab {
     /// Closes all windows: time passes until every device has been silent for long enough.
     pub(super) async fn flush(&mut self) -> Result<(), Failure> {
         self.settle().await?;
-        let windows = self.project.pipelines.iter().filter_map(|plan| Some((plan.window.as_ref()?, plan.lateness_ns)));
-        let longest = windows.map(|(window, lateness)| window.size_ns.saturating_add(lateness)).max().unwrap_or(0);
+        let longest = self.project.pipelines.iter().map(|plan| {
+            let window = plan.window.as_ref().map_or(0, |window| window.size_ns);
+            let apart = plan.stream_join.as_ref().map_or(0, sql::StreamJoin::span_ns);
+            window.saturating_add(plan.lateness_ns).saturating_add(apart)
+        });
+        let longest = longest.max().unwrap_or(0);
         // What one pipeline reads of another comes when the windows of that have closed, and what shards give each other
         // with the barrier after the next.
-        let windowed = self.project.depth(|plan| plan.window.is_some());
+        let windowed = self.project.depth(|plan| plan.window.is_some() || plan.stream_join.is_some());
         for _ in 0..(windowed + self.project.depth(PipelinePlan::is_shared)).max(1) {
             let later = self.now().saturating_add(pipelines::HOLD).saturating_add(longest).saturating_add(SECOND);
             self.clock.store(later, Ordering::Relaxed);

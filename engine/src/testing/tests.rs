@@ -268,3 +268,92 @@ d -1.0 NULL NULL
     let (reports, _) = go(&files, false).await;
     assert_eq!(reports[0].failure, None);
 }
+
+#[tokio::test]
+async fn records_of_two_streams_are_joined() {
+    let pipelines = "
+CREATE STREAM alarms (code BIGINT OPTIONS (id = 1)) WITH (version = '1.0', schema = 7);
+CREATE TABLE codes (code BIGINT, word TEXT) WITH (location = 'codes.csv', key = 'code');
+CREATE PIPELINE near WITH (lateness = INTERVAL '20 seconds') AS
+SELECT a.ts, a.device, a.code, word, x.t, x.ts AS measured
+FROM alarms a JOIN telemetry x
+  ON a.device = x.device AND x.ts BETWEEN a.ts - INTERVAL '10 seconds' AND a.ts + INTERVAL '5 seconds'
+  LEFT JOIN codes c ON a.code = c.code
+WHERE x.t > 3;
+CREATE PIPELINE quiet AS SELECT a.ts, a.device, a.code FROM alarms a LEFT JOIN telemetry x
+  ON a.device = x.device AND a.ts - x.ts BETWEEN INTERVAL '-5 seconds' AND INTERVAL '10 seconds' WHERE x.ts IS NULL;
+CREATE PIPELINE by_minute AS SELECT a.device, tumble(a.ts, INTERVAL '1 minute') AS w, count(*) AS n, max(x.t) AS t
+FROM alarms a LEFT JOIN telemetry x ON a.device = x.device AND x.ts > a.ts AND x.ts <= a.ts + INTERVAL '5 seconds'
+GROUP BY a.device, w;
+CREATE PIPELINE by_code AS SELECT a.code, tumble(a.ts, INTERVAL '1 minute') AS w, count(x.t) AS n FROM alarms a
+JOIN telemetry x ON a.device = x.device AND x.ts BETWEEN a.ts - INTERVAL '10 seconds' AND a.ts + INTERVAL '5 seconds'
+GROUP BY a.code, w;
+CREATE PIPELINE worst AS SELECT device, tumble(ts, INTERVAL '1 hour') AS h, max(t) AS t FROM near GROUP BY device, h;
+CREATE PIPELINE rise AS SELECT x.ts, x.device, x.t - y.t AS rise FROM telemetry x JOIN telemetry y
+  ON x.device = y.device AND y.ts BETWEEN x.ts - INTERVAL '3 seconds' AND x.ts - INTERVAL '1 ns';
+";
+    let script = "
+statement ok
+INSERT INTO telemetry (device, ts, epoch, seq, t) VALUES
+  ('a', '2026-01-01T00:00:10Z', 7, 1, 2.0), ('a', '2026-01-01T00:00:12Z', 7, 2, 8.0), ('b', '2026-01-01T00:00:12Z', 7, 1, 9.0)
+
+statement ok
+INSERT INTO alarms (device, ts, epoch, seq, code) VALUES
+  ('a', '2026-01-01T00:00:20Z', 8, 1, 1), ('b', '2026-01-01T00:00:50Z', 8, 1, 1), ('c', '2026-01-01T00:00:50Z', 8, 1, 2)
+
+statement ok
+INSERT INTO telemetry (device, ts, epoch, seq, t) VALUES ('a', '2026-01-01T00:00:25Z', 7, 3, 20.0), ('a', '2026-01-01T00:00:26Z', 7, 4, 30.0)
+
+statement ok
+FLUSH
+
+query TTITRT
+SELECT device, ts, code, word, t, measured FROM near ORDER BY device, measured
+----
+a 2026-01-01T00:00:20Z 1 door 8.0 2026-01-01T00:00:12Z
+a 2026-01-01T00:00:20Z 1 door 20.0 2026-01-01T00:00:25Z
+
+query TTI
+SELECT device, ts, code FROM quiet ORDER BY device
+----
+b 2026-01-01T00:00:50Z 1
+c 2026-01-01T00:00:50Z 2
+
+query TTIR
+SELECT device, w, n, t FROM by_minute ORDER BY device
+----
+a 2026-01-01T00:00:00Z 1 20.0
+b 2026-01-01T00:00:00Z 1 NULL
+c 2026-01-01T00:00:00Z 1 NULL
+
+query ITI
+SELECT code, w, n FROM by_code ORDER BY code
+----
+1 2026-01-01T00:00:00Z 3
+
+query TTR
+SELECT device, h, t FROM worst
+----
+a 2026-01-01T00:00:00Z 20.0
+
+query TTR
+SELECT device, ts, rise FROM rise ORDER BY device, ts
+----
+a 2026-01-01T00:00:12Z 6.0
+a 2026-01-01T00:00:26Z 10.0
+
+statement ok
+INSERT INTO alarms (device, ts, epoch, seq, code) VALUES ('a', '2026-01-01T00:00:21Z', 8, 2, 1)
+
+statement ok
+FLUSH
+
+query TTTI
+SELECT pipeline, window_start, reason, records FROM _late WHERE pipeline = 'near'
+----
+near 2026-01-01T00:00:21Z late: a row of alarms came after the rows of this device that it may be joined to were given up 1
+";
+    let files = [("joins.sql", pipelines), ("codes.csv", "code,word\n1,door\n"), ("a.slt", script)];
+    let (reports, _) = go(&files, false).await;
+    assert_eq!(reports[0].failure, None);
+}

@@ -84,7 +84,10 @@ pub(super) fn build(
             let unknown = || RunnerError::Rows(format!("pipeline {} reads an unknown pipeline", plan.name));
             read.ok_or_else(unknown)?.feeds.push(at);
         } else {
-            by_source.entry(plan.source.clone()).or_default().push(at);
+            let second = plan.stream_join.iter().map(|join| &join.source).filter(|second| **second != plan.source);
+            for stream in [&plan.source].into_iter().chain(second) {
+                by_source.entry(stream.clone()).or_default().push(at);
+            }
         }
         running.push(own);
     }

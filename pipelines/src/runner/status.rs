@@ -42,6 +42,8 @@ pub struct Status {
     pub store_failures: AtomicU64,
     /// Groups in open windows, over all pipelines, at the last barrier.
     pub open_groups: AtomicU64,
+    /// Memory of the states of pipelines, at the last barrier.
+    pub state_bytes: AtomicU64,
     /// By stream, the times whose records are in open windows, at the last barrier: first and last nanosecond of ranges.
     pub needed: Mutex<BTreeMap<String, Vec<(i64, i64)>>>,
     /// Set to make the runner end even while the store is away.
@@ -66,6 +68,7 @@ impl Default for Status {
             checkpoints: AtomicU64::new(0),
             store_failures: AtomicU64::new(0),
             open_groups: AtomicU64::new(0),
+            state_bytes: AtomicU64::new(0),
             needed: Mutex::default(),
             stop: AtomicBool::new(false),
         }

@@ -7,6 +7,7 @@ mod digest;
 mod edges;
 mod forms;
 mod harness;
+mod joins;
 mod needed;
 mod random;
 mod shared;

@@ -126,6 +126,36 @@ CREATE PIPELINE p10 AS SELECT t.ts, o.site, p.site FROM telemetry t JOIN ok o ON
 CREATE PIPELINE p11 AS SELECT t.ts, site FROM telemetry t JOIN rooms r ON t.device = r.device;"##,
         ),
         (
+            "joins_of_streams",
+            r##"CREATE STREAM alarms (code BIGINT, status TEXT) WITH (schema = 7);
+CREATE TABLE codes (code BIGINT, status TEXT, word TEXT) WITH (location = 'codes.csv', key = 'code, status');
+CREATE PIPELINE p1 AS SELECT a.ts FROM alarms a JOIN telemetry t ON a.device = t.device;
+CREATE PIPELINE p2 AS SELECT a.ts FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts > a.ts - INTERVAL '1 minute';
+CREATE PIPELINE p3 AS SELECT a.ts FROM alarms a JOIN telemetry t ON a.status = t.status AND t.ts = a.ts;
+CREATE PIPELINE p4 AS SELECT a.ts FROM alarms a JOIN telemetry t USING (device);
+CREATE PIPELINE p5 AS SELECT a.ts FROM alarms a RIGHT JOIN telemetry t ON a.device = t.device AND t.ts = a.ts;
+CREATE PIPELINE p6 AS SELECT a.ts FROM alarms a FULL JOIN telemetry t ON a.device = t.device AND t.ts = a.ts;
+CREATE PIPELINE p7 AS SELECT a.ts FROM alarms a CROSS JOIN telemetry t;
+CREATE PIPELINE p8 AS SELECT a.ts FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts = a.ts JOIN alarms b ON b.device = a.device AND b.ts = a.ts;
+CREATE PIPELINE p9 AS SELECT a.ts FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts BETWEEN a.ts + INTERVAL '5 seconds' AND a.ts - INTERVAL '10 seconds';
+CREATE PIPELINE p10 AS SELECT a.ts FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts BETWEEN a.ts - INTERVAL '1 month' AND a.ts;
+CREATE PIPELINE p11 AS SELECT a.ts FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts BETWEEN a.ts - INTERVAL '3 days' AND a.ts;
+CREATE PIPELINE p12 AS SELECT ts, vibration FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts = a.ts;
+CREATE PIPELINE p13 AS SELECT a.ts, t.vibartion, a.cod FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts = a.ts AND t.humidty > 3;
+CREATE PIPELINE p14 AS SELECT * FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts = a.ts;
+CREATE PIPELINE p15 AS SELECT t.ts, a.code FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts = a.ts;
+CREATE PIPELINE p16 AS SELECT a.device, tumble(t.ts, INTERVAL '1 minute') AS w, count(*) AS n FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts = a.ts GROUP BY a.device, w;
+CREATE PIPELINE p17 AS SELECT a.ts FROM alarms a LEFT JOIN telemetry t ON a.device = t.device AND t.ts = a.ts AND t.status > 3 + 'x' AND count(*) > 1 AND random() > 0.5;
+CREATE PIPELINE p18 AS SELECT a.ts FROM alarms a LEFT JOIN telemetry t ON a.device = t.device AND t.ts = a.ts AND t.temperature;
+CREATE PIPELINE p19 AS SELECT a.ts, word FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts = a.ts JOIN codes c ON a.code = c.code AND t.status = c.status;
+CREATE PIPELINE p20 AS SELECT a.ts, word FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts = a.ts JOIN codes c ON a.code = c.code AND status = c.status;
+CREATE PIPELINE p21 AS SELECT a.ts FROM alarms a JOIN hot h ON a.device = h.device AND h.ts = a.ts;
+CREATE PIPELINE p22 AS SELECT telemetry.ts FROM telemetry JOIN telemetry ON telemetry.device = telemetry.device;
+CREATE PIPELINE p23 AS SELECT a.ts FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts = a.ts WHERE a.code = 1 AND t.temperature AND upper(t.vibration, 1) = 'x';
+CREATE PIPELINE p24 AS SELECT tumble(a.ts, INTERVAL '1 minute') AS w, max(t.ts) AS last FROM alarms a JOIN telemetry t ON a.device = t.device AND t.ts = a.ts GROUP BY t.device, w;
+CREATE PIPELINE hot AS SELECT device, ts, temperature FROM telemetry WHERE temperature > 60;"##,
+        ),
+        (
             "rollups",
             r##"CREATE PIPELINE a_1h AS SELECT device, ts FROM telemetry;
 CREATE PIPELINE a WITH (rollup = '1 minute, 1 hour') AS SELECT device, tumble(ts, rollup) AS w, count(*) AS n FROM telemetry GROUP BY device, w;

@@ -1,6 +1,7 @@
 //! What `check` says to whole files.
 
 mod evolution;
+mod joins;
 mod mistakes;
 mod projects;
 
