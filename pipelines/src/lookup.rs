@@ -33,6 +33,11 @@ impl Lookup {
         Ok(Self { join: join.clone(), types, keys, rows })
     }
 
+    /// The columns that it looks up by.
+    pub(crate) fn given(&self) -> impl Iterator<Item = &str> {
+        self.join.on.iter().map(|(column, _)| column.as_str())
+    }
+
     /// The fields it adds.
     fn fields(&self) -> Result<Vec<FieldRef>, PipelineError> {
         let schema = self.join.rows.schema();

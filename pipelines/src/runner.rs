@@ -14,6 +14,7 @@
 
 mod built;
 mod mail;
+mod stand;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
@@ -42,9 +43,11 @@ use tokio::runtime::Handle;
 use self::built::{Built, Running, Saved, build};
 pub use self::mail::Peers;
 use self::mail::{Mail, is_mail};
+pub use self::stand::Stand;
 pub use self::status::Status;
 
 use crate::PipelineError;
+use crate::heard::AllHeard;
 use crate::merge::Merge;
 use crate::output;
 
@@ -184,6 +187,7 @@ pub struct Runner {
     /// Fingerprint of the project that counts.
     version: u64,
     built: Built,
+    heard: AllHeard,
     rows: RowBuilder,
     recovered: Recovered,
     /// Raw rows since the last cut, by table.
@@ -216,7 +220,8 @@ impl Runner {
                 _ => saved.own = piece.state,
             }
         }
-        let mut built = build(&parts, &parts.project, &mut states)?;
+        let heard = built::heard(&parts.project, &mut states)?;
+        let mut built = build(&parts, &parts.project, &mut states, &heard)?;
         mail.unpark(false, |partial| built.take(partial))?;
         built.publish(&parts.status)?;
         let rows = RowBuilder::new(parts.catalog.clone());
@@ -232,6 +237,7 @@ impl Runner {
             version: parts.project.fingerprint(),
             parts,
             built,
+            heard,
             rows,
             recovered,
             raw: BTreeMap::new(),
@@ -360,6 +366,9 @@ impl Runner {
                 self.parts.status.records.fetch_add(batch.num_rows() as u64, Ordering::AcqRel);
             }
             if self.position > self.recovered.checkpoint {
+                if !storage::schema::is_system(&table) {
+                    self.heard.observe(&table, &batch).map_err(|e| RunnerError::Rows(e.to_string()))?;
+                }
                 for at in self.built.by_source.get(&*table).into_iter().flatten() {
                     if let Some(Running { pipeline, .. }) = self.built.running.get_mut(*at) {
                         pipeline
@@ -413,7 +422,7 @@ impl Runner {
             let merged = merge.as_mut().map(Merge::checkpoint).transpose().map_err(failed)?;
             states.insert(name, Saved { own, merged });
         }
-        self.built = build(&self.parts, &project, &mut states)?;
+        self.built = build(&self.parts, &project, &mut states, &self.heard)?;
         self.mail.unpark(true, |partial| self.built.take(partial))?;
         self.built.publish(&self.parts.status)?;
         self.dropped.extend(states.into_keys());
@@ -466,6 +475,9 @@ impl Runner {
         }
         let (letters, number) = self.mail.save();
         states.extend(letters);
+        for (pipeline, state) in self.heard.barrier(now.0).map_err(|e| RunnerError::Rows(e.to_string()))? {
+            states.push(PipelinePart { pipeline, part: OWN, state: Some(state) });
+        }
         self.parts.status.open_groups.store(groups, Ordering::Relaxed);
         self.built.publish(&self.parts.status)?;
         if !late.is_empty() {
@@ -567,6 +579,7 @@ impl Runner {
         self.recovered.cut_barrier = barrier;
         self.parts.status.live.cut(barrier);
         self.parts.status.cut.send_replace(barrier);
+        self.answer(from, barrier);
         let upto = position.min(self.recovered.checkpoint);
         if let Err(error) = self.parts.log.truncate(self.parts.shard, upto) {
             // Only space is lost; the next cut tries again.
