@@ -18,7 +18,7 @@ use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
 use device::seq::Barrier;
 use parking_lot::{Mutex, RwLock};
-use pipelines::runner::{LogEnd, RunnerError, Status};
+use pipelines::runner::{LogEnd, RunnerError, Stand, Status};
 use serde::{Deserialize, Serialize};
 use sql::{PipelinePlan, Project};
 use storage::layout;
@@ -135,6 +135,7 @@ impl Core {
         std::fs::create_dir_all(&root).map_err(|e| file_error(&root, e))?;
         let lock = DataLock::acquire(&root)?;
         let store = Store::local(&root)?;
+        crate::repair::sweep(&store).await?;
         let shards = shard_count(&root.join(layout::registry("node", "node.json")), config.node.shards)?;
         let log: Arc<dyn ShardLog> = Arc::new(RaftLog::open(&layout::log_dir(&root), RaftLogOptions::default())?);
         let mut states = Vec::new();
@@ -247,6 +248,27 @@ impl Core {
             barriers.push(barrier);
         }
         Ok(barriers)
+    }
+
+    /// Makes a cut in every shard, and says where a pipeline stands there.
+    pub async fn stands(&self, pipeline: &str) -> Result<Vec<Stand>, CoreError> {
+        // All under one version of the project.
+        let _one = self.going_over.lock().await;
+        let stopped = |_| CoreError::Other("the engine is stopping".to_owned());
+        let mut stands = Vec::new();
+        for (shard, status) in self.node.shards().iter().zip(&self.statuses) {
+            loop {
+                let stand = status.stand(pipeline);
+                drop(shard.committer.barrier(true));
+                let stand = stand.await.map_err(stopped)?;
+                // Files of the first cut begin at 0, as those do that replace: the next cut has another name.
+                if stand.before > Barrier(0) {
+                    stands.push(stand);
+                    break;
+                }
+            }
+        }
+        Ok(stands)
     }
 
     /// The project that counts.

@@ -17,6 +17,7 @@ use crate::http::{self, Api};
 use crate::ledger::{self, Books};
 use crate::project::Loaded;
 use crate::query::{self, Bounds};
+use crate::repair::Repairs;
 use crate::watch::{self, Deployments};
 
 /// How long connections get to finish at a stop.
@@ -96,6 +97,8 @@ impl Engine {
                     deployments,
                     housekeeping: report,
                     clock,
+                    repairs: Arc::new(Repairs::new()?),
+                    stop: stop.clone(),
                 };
                 Some(tokio::spawn(http::serve(listener, api, stop.clone())))
             }

@@ -10,6 +10,7 @@
 //! - [`ledger`]: counters that add up.
 //! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
 //! - [`housekeeping`]: retention and compaction. [`holds`]: who needs which times of which tables.
+//! - [`repair`]: partitions of pipelines computed once more, and rows as they come.
 //! - [`project`]: the pipeline project in the data directory. [`schemas`]: what its streams may become; `majors`: views over
 //!   their major versions. [`ca`]: TLS certificates.
 //! - [`testing`]: an engine in memory for the tests that stand beside pipelines.
@@ -35,6 +36,7 @@ pub mod overview;
 pub mod peers;
 pub mod project;
 pub mod query;
+pub mod repair;
 pub mod schemas;
 pub mod simulate;
 pub mod testing;

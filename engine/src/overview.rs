@@ -294,7 +294,11 @@ pub fn changes(old: &Overview, new: &Overview) -> Vec<Change> {
                 (Fate::Restarted, "changed: gives up its open windows, and begins with the next one of each device")
             }
             Some(_) => (Fate::Restarted, "changed: for what comes from now on"),
-            None => (Fate::New, "new: for what comes from now on"),
+            None if pipeline.window.is_some() => (
+                Fate::New,
+                "new: begins with the windows that are open now; `weir pipelines backfill` computes those before",
+            ),
+            None => (Fate::New, "new: for what comes from now on; `weir pipelines backfill` computes what was before"),
         };
         let (kept, shortened) = match old.pipeline(&pipeline.name) {
             Some(before) => kept_for(before.retain_ns, pipeline.retain_ns),

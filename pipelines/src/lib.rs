@@ -12,16 +12,20 @@
 //!   `store.rs` the states of windows that are still open;
 //! * `watermark.rs`, `window.rs`: pure decisions: how far a device is, what is due, closed or late;
 //! * `shared.rs`: groups with rows of many devices, and so of many shards; `merge.rs` brings them together;
+//! * `heard.rs`: how far the devices of a stream are, for pipelines that begin later;
 //! * `checkpoint.rs`: the bytes of a state.
 //!
 //! * [`runner`]: the consumer of a shard's log: feeds tables and pipelines, checkpoints, cuts files;
-//! * [`output`]: how tables are written; [`live`]: rows that are in no file yet.
+//! * [`repair`]: partitions recomputed from the stream's files; `pipeline/recompute.rs` is what it does with the rows;
+//! * [`output`]: how tables are written; [`live`]: rows that are in no file yet; [`tap`]: who watches them come.
 //!
 //! Absent on purpose: clocks (time is a value of the log) and device actors (this crate sees only what is durable).
 
 pub mod live;
 pub mod output;
+pub mod repair;
 pub mod runner;
+pub mod tap;
 
 mod aggregate;
 mod aligned;
@@ -29,6 +33,7 @@ mod checkpoint;
 mod digest;
 mod error;
 mod finish;
+mod heard;
 mod lookup;
 mod merge;
 mod operator;
@@ -47,6 +52,6 @@ mod window;
 
 pub use error::PipelineError;
 pub use outcome::{Closed, LATE, LateRow, Stats};
-pub use pipeline::Pipeline;
+pub use pipeline::{Passed, Pipeline};
 pub use shared::{IDLE, owner};
 pub use watermark::{HOLD, SLACK};

@@ -9,10 +9,14 @@ use arrow::record_batch::RecordBatch;
 use device::seq::Barrier;
 use parking_lot::Mutex;
 
+use crate::tap::Taps;
+
 /// Rows of one shard that are in no file yet.
 #[derive(Debug, Default)]
 pub struct LiveTables {
     inner: Mutex<Live>,
+    /// Who watches them come.
+    pub taps: Taps,
 }
 
 /// A view of [`LiveTables`]; cheap to clone, columns are shared.
@@ -43,6 +47,7 @@ impl LiveTables {
         if batch.num_rows() == 0 {
             return;
         }
+        self.taps.offer(table, &batch);
         let mut live = self.inner.lock();
         match live.tables.get_mut(table) {
             Some(batches) => batches.push(batch),

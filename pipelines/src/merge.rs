@@ -154,6 +154,11 @@ impl Merge {
         checkpoint::encode(&self.identity, (self.now, i64::MIN), &[], segments, Some(shared))
     }
 
+    /// Windows that close at or before this are out.
+    pub(crate) fn frontier(&self) -> i64 {
+        self.frontiers.frontier()
+    }
+
     /// Groups in open windows.
     pub(crate) fn groups(&self) -> usize {
         self.operator.groups()

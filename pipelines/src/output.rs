@@ -84,7 +84,8 @@ fn system_spec(schema: SchemaRef, time: &str) -> TableSpec {
     TableSpec { schema, version: "1.0".to_owned(), time_column: time.to_owned(), granularity: Granularity::Day }
 }
 
-fn granularity(partition: sql::Granularity) -> Granularity {
+/// How finely the files of a table are split.
+pub fn granularity(partition: sql::Granularity) -> Granularity {
     match partition {
         sql::Granularity::Hour => Granularity::Hour,
         sql::Granularity::Day => Granularity::Day,

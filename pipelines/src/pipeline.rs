@@ -9,7 +9,9 @@
 //! checkpoint and replay. A row on which an expression fails (a division by zero) is no such error: it is counted
 //! with its reason in [`Closed::late`], and the others go on.
 
+mod begin;
 mod joined;
+mod recompute;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use crate::aggregate::Input;
 use crate::checkpoint::{self, Identity};
 pub(crate) use crate::error::PipelineError;
 use crate::finish::finish;
+use crate::heard::Heard;
 use crate::lookup::{self, Lookup};
 use crate::operator::{self, Late, Operator, joined};
 use crate::outcome::{Closed, LATE, LateRow, Stats};
@@ -36,6 +39,8 @@ use crate::stage::Stage;
 use crate::store::Store;
 use crate::stream_join::{self, StreamJoin};
 use crate::watermark::{Entry, KEEP, Watermarks};
+pub use recompute::Passed;
+pub(crate) use recompute::{Judge, Recompute, Settled};
 
 /// Rows gathered before they are aggregated. Fewer cost more, most of all with percentiles, whose digests are
 /// rebuilt each time a group gets rows; more do not pay, as the columns no longer fit the caches.
@@ -169,9 +174,18 @@ impl Pipeline {
     /// A pipeline in the place of one of another meaning, which `state` is of. No window comes out twice: those that
     /// the old one has closed stay closed, and for each device the new one begins with the first window after all
     /// that it has records in. What the old one held of those is given up.
-    pub fn succeed(plan: &PipelinePlan, source: SchemaRef, state: &[u8]) -> Result<Self, PipelineError> {
-        let mut this = Self::new(plan, source)?;
+    pub(crate) fn succeed(
+        plan: &PipelinePlan,
+        source: SchemaRef,
+        state: &[u8],
+        heard: Option<&Heard>,
+    ) -> Result<Self, PipelineError> {
         let before = joined::progress(state)?;
+        if before.devices.is_empty() {
+            // The old one had no windows, or has seen nothing.
+            return Self::begin(plan, source, heard);
+        }
+        let mut this = Self::new(plan, source)?;
         this.succeed_join(&before);
         // Of what is joined later, a part may have come before.
         let before_ns = plan.stream_join.as_ref().map_or(0, |join| join.lower_ns.saturating_neg().max(0));
@@ -566,7 +580,11 @@ fn of_any_type<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, P
     })
 }
 
-fn column<'a>(batch: &'a RecordBatch, name: &str, expected: &DataType) -> Result<&'a ArrayRef, PipelineError> {
+pub(crate) fn column<'a>(
+    batch: &'a RecordBatch,
+    name: &str,
+    expected: &DataType,
+) -> Result<&'a ArrayRef, PipelineError> {
     let found = batch.column_by_name(name);
     found.filter(|c| c.data_type() == expected).ok_or_else(|| PipelineError::Source {
         column: name.to_owned(),

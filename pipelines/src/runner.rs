@@ -16,6 +16,7 @@ mod built;
 mod mail;
 mod patience;
 mod redecode;
+mod stand;
 mod status;
 
 use std::collections::{BTreeMap, HashMap};
@@ -46,9 +47,11 @@ pub use self::mail::Peers;
 use self::mail::{Mail, is_mail};
 use self::patience::Failure;
 use self::redecode::Letters;
+pub use self::stand::Stand;
 pub use self::status::Status;
 
 use crate::PipelineError;
+use crate::heard::AllHeard;
 use crate::merge::Merge;
 use crate::output;
 
@@ -165,6 +168,7 @@ pub struct Runner {
     /// Fingerprint of the project that counts.
     version: u64,
     built: Built,
+    heard: AllHeard,
     rows: RowBuilder,
     recovered: Recovered,
     /// Raw rows since the last cut, by table.
@@ -199,7 +203,8 @@ impl Runner {
                 _ => saved.own = piece.state,
             }
         }
-        let mut built = build(&parts, &parts.project, &mut states)?;
+        let heard = built::heard(&parts.project, &mut states)?;
+        let mut built = build(&parts, &parts.project, &mut states, &heard)?;
         mail.unpark(false, |partial| built.take(partial))?;
         built.publish(&parts.status)?;
         let letters = Letters::stored(&stored.counters, &parts.catalog);
@@ -219,6 +224,7 @@ impl Runner {
             version: parts.project.fingerprint(),
             parts,
             built,
+            heard,
             rows,
             recovered,
             raw: BTreeMap::new(),
@@ -360,6 +366,9 @@ impl Runner {
 
     /// Hands rows of a table to the pipelines that read it.
     fn feed(&mut self, table: &str, batch: &RecordBatch) -> Result<(), RunnerError> {
+        if !storage::schema::is_system(table) {
+            self.heard.observe(table, batch).map_err(|e| RunnerError::Rows(e.to_string()))?;
+        }
         for at in self.built.by_source.get(table).into_iter().flatten() {
             if let Some(Running { pipeline, .. }) = self.built.running.get_mut(*at) {
                 pipeline
@@ -416,7 +425,7 @@ impl Runner {
             self.letters.declare(&self.parts.catalog);
             self.parts.status.redecoding.store(self.letters.waiting(), Ordering::Release);
         }
-        self.built = build(&self.parts, &project, &mut states)?;
+        self.built = build(&self.parts, &project, &mut states, &self.heard)?;
         self.mail.unpark(true, |partial| self.built.take(partial))?;
         self.built.publish(&self.parts.status)?;
         self.dropped.extend(states.into_keys());
@@ -476,6 +485,9 @@ impl Runner {
         }
         let (letters, number) = self.mail.save();
         states.extend(letters);
+        for (pipeline, state) in self.heard.barrier(now.0).map_err(|e| RunnerError::Rows(e.to_string()))? {
+            states.push(PipelinePart { pipeline, part: OWN, state: Some(state) });
+        }
         self.parts.status.open_groups.store(groups, Ordering::Relaxed);
         self.parts.status.state_bytes.store(state_bytes, Ordering::Relaxed);
         self.built.publish(&self.parts.status)?;
@@ -579,6 +591,7 @@ impl Runner {
         self.recovered.cut_barrier = barrier;
         self.parts.status.live.cut(barrier);
         self.parts.status.cut.send_replace(barrier);
+        self.answer(from, barrier);
         let upto = position.min(self.recovered.checkpoint);
         if let Err(error) = self.parts.log.truncate(self.parts.shard, upto) {
             // Only space is lost; the next cut tries again.

@@ -68,7 +68,7 @@ impl Fresh {
 }
 
 /// Time of the last record of each session, and number of its records.
-fn ends(rows: &RecordBatch) -> Result<(&Int64Array, &UInt64Array), DataFusionError> {
+pub(crate) fn ends(rows: &RecordBatch) -> Result<(&Int64Array, &UInt64Array), DataFusionError> {
     let columns = match rows.columns() {
         [.., last, records] => last.as_primitive_opt::<Int64Type>().zip(records.as_primitive_opt::<UInt64Type>()),
         _ => None,

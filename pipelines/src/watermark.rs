@@ -229,6 +229,21 @@ impl Watermarks {
         }
     }
 
+    /// At a barrier of marks that know no windows (`heard.rs`): notes who has been silent for [`HOLD`], and since when.
+    pub(crate) fn note_silence(&mut self, now: i64) {
+        self.now = self.now.max(now);
+        for entry in self.entries.iter_mut().flatten() {
+            if self.now.saturating_sub(entry.heard) >= HOLD {
+                entry.frontier = entry.frontier.max(entry.newest);
+            }
+        }
+    }
+
+    /// The number of a device that is known.
+    pub(crate) fn id(&self, name: &str) -> Option<u32> {
+        self.index.get(name).copied()
+    }
+
     /// Whether [`Watermarks::forget`] has anything to do.
     pub(crate) fn crowded(&self, keep: usize) -> bool {
         self.len() > keep

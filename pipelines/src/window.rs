@@ -85,6 +85,11 @@ impl Windows {
         frontier >= self.closes_at(start)
     }
 
+    /// No window that begins later than this is closed at `frontier`.
+    pub(crate) fn last_closed(self, frontier: i64) -> i64 {
+        frontier.saturating_sub(self.size).saturating_sub(self.lateness)
+    }
+
     /// The least frontier that closes the window of `ts`, wherever windows begin, and not the one after it.
     pub(crate) fn frontier_after(self, ts: i64) -> i64 {
         ts.saturating_add(self.size).saturating_add(self.lateness)

@@ -11,9 +11,11 @@ mod pipelines;
 mod query;
 mod record;
 mod remote;
+mod repair;
 mod run;
 mod shell;
 mod simulate;
+mod tap;
 mod test;
 mod torture;
 
@@ -51,7 +53,7 @@ enum Command {
     Test(test::Args),
     /// Telemetry from tables as lines of JSON, for tests.
     Record(record::Args),
-    /// The pipelines of an engine: list, show, explain, and what a change would do.
+    /// The pipelines of an engine: list, show, explain, what a change would do; repair, backfill, tap.
     Pipelines(pipelines::Args),
     /// One query over all tables, from files or through a running engine.
     Query(query::Args),

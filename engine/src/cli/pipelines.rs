@@ -53,6 +53,12 @@ enum Command {
         #[arg(default_value = "pipelines")]
         folder: PathBuf,
     },
+    /// Compute partitions once more from the stream, late records included, and replace their files.
+    Repair(super::repair::Repair),
+    /// Compute the history that a pipeline has not seen, from the stream's files.
+    Backfill(super::repair::Backfill),
+    /// Rows of a pipeline or stream as they come, until Ctrl-C.
+    Tap(super::tap::Args),
 }
 
 /// Whose pipelines.
@@ -122,6 +128,9 @@ pub(super) async fn main(args: Args) -> Result<(), Exit> {
         Command::Show { name, of } => show(found(&of.overview()?, name)?, of.format),
         Command::Plan { folder, of } => plan(folder, of).await,
         Command::Explain { name, folder } => explain(name, folder),
+        Command::Repair(args) => super::repair::repair(args),
+        Command::Backfill(args) => super::repair::backfill(args),
+        Command::Tap(args) => super::tap::main(args),
     }
 }
 

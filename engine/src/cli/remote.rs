@@ -25,14 +25,56 @@ pub(super) fn request(method: &str, base: &str, path: &str, accept: &str, body: 
         (_, None) => agent.post(&url).header("accept", accept).send_empty(),
     }
     .map_err(failed)?;
-    let bytes = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().map_err(failed)?;
-    if answer.status().is_success() {
-        return Ok(bytes);
+    if !answer.status().is_success() {
+        return Err(refused(&url, &mut answer));
     }
+    answer.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().map_err(failed)
+}
+
+/// Sends a request and hands on each line of a successful answer, for as long as it lasts and `each` wants more.
+pub(super) fn lines(
+    method: &str,
+    base: &str,
+    path: &str,
+    body: Option<&str>,
+    mut each: impl FnMut(&str) -> Result<bool, Exit>,
+) -> Result<(), Exit> {
+    use std::io::BufRead;
+    let url = format!("{}{path}", base.trim_end_matches('/'));
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_connect(Some(TIMEOUT)).build().into();
+    let failed = |error: ureq::Error| Exit::Failed(format!("{url}: {error}; is an engine running there?"));
+    let mut answer = match (method, body) {
+        ("GET", _) => agent.get(&url).call(),
+        (_, Some(body)) => agent.post(&url).send(body),
+        (_, None) => agent.post(&url).send_empty(),
+    }
+    .map_err(failed)?;
+    if !answer.status().is_success() {
+        return Err(refused(&url, &mut answer));
+    }
+    for line in std::io::BufReader::new(answer.body_mut().as_reader()).lines() {
+        let line =
+            line.map_err(|error| Exit::Failed(format!("{url}: {error}; the engine has ended, or cut it off")))?;
+        if !each(&line)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What an answer says that is none.
+fn refused(url: &str, answer: &mut ureq::http::Response<ureq::Body>) -> Exit {
+    let bytes = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().unwrap_or_default();
     let detail = serde_json::from_slice::<serde_json::Value>(&bytes)
         .ok()
         .and_then(|problem| problem.get("detail").and_then(|d| d.as_str()).map(str::to_owned));
-    Err(Exit::Failed(detail.unwrap_or_else(|| format!("{url}: {}", answer.status()))))
+    Exit::Failed(detail.unwrap_or_else(|| format!("{url}: {}", answer.status())))
+}
+
+/// A name as a part of a path.
+pub(super) fn segment(name: &str) -> String {
+    url::form_urlencoded::byte_serialize(name.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
 /// A base URL must be plain HTTP for now.

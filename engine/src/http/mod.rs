@@ -3,6 +3,7 @@
 //! Errors are problem details (RFC 9457). Everything is bounded: rows, time, page sizes, body sizes.
 
 mod metrics;
+mod pipelines;
 mod problem;
 
 use std::net::SocketAddr;
@@ -25,8 +26,8 @@ use crate::core::Core;
 use crate::gateway::GatewayMetrics;
 use crate::housekeeping::{self, Report};
 use crate::ledger::Books;
-use crate::overview::Overview;
 use crate::query::{self, Bounds, Format, QueryError};
+use crate::repair::Repairs;
 use crate::watch::Deployments;
 use problem::Problem;
 
@@ -55,6 +56,10 @@ pub struct Api {
     pub housekeeping: Arc<Report>,
     /// Time.
     pub clock: Clock,
+    /// Repairs and backfills.
+    pub repairs: Arc<Repairs>,
+    /// Ends what lasts when the engine stops.
+    pub stop: CancellationToken,
 }
 
 /// Binds the listener.
@@ -74,7 +79,9 @@ fn router(api: Api) -> Router {
         .route("/metrics", get(metrics::render))
         .route("/v1/query", post(run_query))
         .route("/v1/flush", post(flush))
-        .route("/v1/pipelines", get(pipelines))
+        .route("/v1/pipelines", get(pipelines::list))
+        .route("/v1/pipelines/{name}/repair", post(pipelines::repair))
+        .route("/v1/pipelines/{name}/tap", get(pipelines::tap))
         .route("/v1/retention/{table}", get(retention))
         .route("/v1/audit", get(audit_all))
         .route("/v1/audit/{id}", get(audit_one))
@@ -91,12 +98,6 @@ async fn ready(State(api): State<Api>) -> Response {
     }
     let text = "the log or the store refuses writes; nothing is acknowledged until it takes them again";
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, text).into_response()
-}
-
-async fn pipelines(State(api): State<Api>) -> Json<Overview> {
-    // Without it a plan says less; everything else is there.
-    let known = api.core.schemas().unwrap_or_default();
-    Json(Overview::of(&api.core.project()).knowing(known))
 }
 
 /// Query string of `/v1/retention/{table}`.

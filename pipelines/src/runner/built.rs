@@ -6,6 +6,7 @@ use bytes::Bytes;
 use device::entry::Partial;
 
 use super::{Parts, RunnerError, Status};
+use crate::heard::{AllHeard, Heard, stream_of};
 use crate::merge::Merge;
 use crate::operator::joined;
 use crate::output::{self, TableSpec};
@@ -67,18 +68,24 @@ impl Built {
 }
 
 /// The pipelines of a project. Those whose meaning is that of a state in `states` go on from it, the others start
-/// anew; states that belong to none are left.
+/// anew, states that belong to none are left.
 pub(super) fn build(
     parts: &Parts,
     project: &sql::Project,
     states: &mut HashMap<String, Saved>,
+    heard: &AllHeard,
 ) -> Result<Built, RunnerError> {
     let mut running: Vec<Running> = Vec::with_capacity(project.pipelines.len());
     let mut by_source: HashMap<String, Vec<usize>> = HashMap::new();
     for (at, plan) in project.pipelines.iter().enumerate() {
         let failed = |source| RunnerError::Pipeline { name: plan.name.clone(), source };
         let saved = states.remove(&plan.name).unwrap_or_default();
-        let own = one(parts, plan, saved).map_err(failed)?;
+        let told = told(project, &running, plan);
+        let heard = match &told {
+            Told::Of(heard) => Some(heard),
+            Told::Stream(name) => heard.of(name),
+        };
+        let own = one(parts, plan, saved, heard).map_err(failed)?;
         if plan.reads.pipeline {
             let read = running.iter_mut().find(|running| running.pipeline.name() == plan.source);
             let unknown = || RunnerError::Rows(format!("pipeline {} reads an unknown pipeline", plan.name));
@@ -94,16 +101,45 @@ pub(super) fn build(
     Ok(Built { running, by_source, specs: output::table_specs(project, &parts.catalog) })
 }
 
-fn one(parts: &Parts, plan: &sql::PipelinePlan, saved: Saved) -> Result<Running, PipelineError> {
+/// Who knows how far devices are in what a pipeline reads.
+enum Told<'a> {
+    Stream(&'a str),
+    Of(Heard),
+}
+
+fn told<'a>(project: &'a sql::Project, running: &[Running], plan: &'a sql::PipelinePlan) -> Told<'a> {
+    let mut plan = plan;
+    loop {
+        let read = running.iter().find(|running| plan.reads.pipeline && running.pipeline.name() == plan.source);
+        if let Some(heard) = read.and_then(|running| running.pipeline.told()) {
+            return Told::Of(heard);
+        }
+        match project.pipeline(&plan.source) {
+            // Row by row: as far as what that one reads.
+            Some(through) if plan.reads.pipeline => plan = through,
+            _ => return Told::Stream(&plan.source),
+        }
+    }
+}
+
+/// How far the devices of streams are: as it was kept, or as pipelines over them know it.
+pub(super) fn heard(project: &sql::Project, states: &mut HashMap<String, Saved>) -> Result<AllHeard, RunnerError> {
+    let kept = states.extract_if(|name, _| stream_of(name).is_some());
+    let kept: HashMap<String, Bytes> = kept.filter_map(|(name, saved)| Some((name, saved.own?))).collect();
+    let of = |name: &str| states.get(name).and_then(|saved| saved.own.as_ref());
+    AllHeard::restore(project, kept, of).map_err(|error| RunnerError::Rows(error.to_string()))
+}
+
+fn one(parts: &Parts, plan: &sql::PipelinePlan, saved: Saved, heard: Option<&Heard>) -> Result<Running, PipelineError> {
     let source = || plan.reads.columns.clone();
     let pipeline = match &saved.own {
         Some(state) if Pipeline::matches(plan, state)? => Pipeline::restore(plan, source(), state)?,
         Some(state) => {
             tracing::warn!(shard = %parts.shard, pipeline = plan.name, "its meaning, or the query engine, has \
                 changed: the windows that were open are given up, it begins with those that open now");
-            Pipeline::succeed(plan, source(), state)?
+            Pipeline::succeed(plan, source(), state, heard)?
         }
-        None => Pipeline::new(plan, source())?,
+        None => Pipeline::begin(plan, source(), heard)?,
     };
     let merging = pipeline.is_shared() && owner(&plan.name, parts.shards) == parts.shard;
     let merge = match saved.merged {

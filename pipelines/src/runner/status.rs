@@ -7,6 +7,7 @@ use device::seq::Barrier;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::stand::Asked;
 use crate::live::LiveTables;
 
 /// What others see of a runner while it works.
@@ -48,6 +49,7 @@ pub struct Status {
     pub needed: Mutex<BTreeMap<String, Vec<(i64, i64)>>>,
     /// Set to make the runner end even while the store is away.
     pub stop: AtomicBool,
+    pub(super) asked: Asked,
 }
 
 impl Default for Status {
@@ -71,6 +73,7 @@ impl Default for Status {
             state_bytes: AtomicU64::new(0),
             needed: Mutex::default(),
             stop: AtomicBool::new(false),
+            asked: Asked::default(),
         }
     }
 }

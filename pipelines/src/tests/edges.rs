@@ -327,7 +327,7 @@ fn a_pipeline_that_changes_gives_no_window_twice_and_none_in_part() {
     let state = pipeline.checkpoint().unwrap();
     assert!(!Pipeline::matches(&new, &state).unwrap());
 
-    let mut pipeline = Pipeline::succeed(&new, schema.clone(), &state).unwrap();
+    let mut pipeline = Pipeline::succeed(&new, schema.clone(), &state, None).unwrap();
     // For `a` the windows of 0 and 60 seconds are over, one closed and one given up; for `b` that of 0.
     let rows = [at("a", 30), at("a", 100), at("b", 40), at("b", 70), at("a", 130), at("c", 5)];
     let closed = feed(&mut pipeline, &rows, 130);

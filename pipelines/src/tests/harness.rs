@@ -14,34 +14,34 @@ use sql::{PipelinePlan, SourceFile};
 
 use crate::{Closed, HOLD, LateRow, Pipeline, SLACK};
 
-pub(super) const MINUTE: i64 = 60 * SECOND;
-pub(super) const LATENESS: i64 = 10 * SECOND;
+pub(crate) const MINUTE: i64 = 60 * SECOND;
+pub(crate) const LATENESS: i64 = 10 * SECOND;
 /// 2026-01-01
-pub(super) const START: i64 = 1_767_225_600 * SECOND;
+pub(crate) const START: i64 = 1_767_225_600 * SECOND;
 
 /// A row of the stream `t`.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Row {
-    pub(super) device: String,
-    pub(super) ts: i64,
-    pub(super) ingest: i64,
-    pub(super) v: Option<f64>,
-    pub(super) i: Option<i64>,
-    pub(super) s: Option<String>,
-    pub(super) b: Option<bool>,
+pub(crate) struct Row {
+    pub(crate) device: String,
+    pub(crate) ts: i64,
+    pub(crate) ingest: i64,
+    pub(crate) v: Option<f64>,
+    pub(crate) i: Option<i64>,
+    pub(crate) s: Option<String>,
+    pub(crate) b: Option<bool>,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Event {
+pub(crate) enum Event {
     Row(Row),
     Barrier(i64),
 }
 
 /// The same pseudo-random numbers everywhere.
-pub(super) struct Random(pub(super) u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub(super) fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -49,16 +49,16 @@ impl Random {
     }
 }
 
-pub(super) fn plan(select: &str) -> (PipelinePlan, SchemaRef) {
+pub(crate) fn plan(select: &str) -> (PipelinePlan, SchemaRef) {
     plan_with(select, LATENESS)
 }
 
-pub(super) fn plan_with(select: &str, lateness: i64) -> (PipelinePlan, SchemaRef) {
+pub(crate) fn plan_with(select: &str, lateness: i64) -> (PipelinePlan, SchemaRef) {
     plan_of("v DOUBLE, i BIGINT, s TEXT, b BOOLEAN", select, lateness)
 }
 
 /// Columns of the stream `t`, in an order and of types that fit the values of a [`Row`], and others between them.
-pub(super) fn random_columns(random: &mut Random) -> String {
+pub(crate) fn random_columns(random: &mut Random) -> String {
     let mut left = vec![
         format!("v {}", ["DOUBLE", "DOUBLE", "FLOAT"][random.below(3) as usize]),
         format!("i {}", ["BIGINT", "INTEGER", "SMALLINT", "TINYINT"][random.below(4) as usize]),
@@ -77,7 +77,7 @@ pub(super) fn random_columns(random: &mut Random) -> String {
     columns.join(", ")
 }
 
-pub(super) fn plan_of(columns: &str, select: &str, lateness: i64) -> (PipelinePlan, SchemaRef) {
+pub(crate) fn plan_of(columns: &str, select: &str, lateness: i64) -> (PipelinePlan, SchemaRef) {
     let text = format!(
         "CREATE STREAM t ({columns});
          CREATE PIPELINE p WITH (lateness = INTERVAL '{} seconds') AS {select};",
@@ -89,7 +89,7 @@ pub(super) fn plan_of(columns: &str, select: &str, lateness: i64) -> (PipelinePl
     (project.pipeline("p").unwrap().clone(), schema)
 }
 
-pub(super) fn batch(schema: &SchemaRef, rows: &[Row]) -> RecordBatch {
+pub(crate) fn batch(schema: &SchemaRef, rows: &[Row]) -> RecordBatch {
     let n = rows.len();
     let times = |of: fn(&Row) -> i64| -> ArrayRef {
         Arc::new(TimestampNanosecondArray::from_iter_values(rows.iter().map(of)).with_timezone("UTC"))
@@ -119,7 +119,7 @@ pub(super) fn batch(schema: &SchemaRef, rows: &[Row]) -> RecordBatch {
 
 /// Twelve devices for ten minutes: disorder, a laggard, one that goes for five minutes and brings it all back, one
 /// that goes for good.
-pub(super) fn fleet(seed: u64) -> Vec<Event> {
+pub(crate) fn fleet(seed: u64) -> Vec<Event> {
     let mut random = Random(seed);
     let mut arrivals: Vec<(i64, Row)> = Vec::new();
     for device in 0..12_i64 {
@@ -150,7 +150,7 @@ pub(super) fn fleet(seed: u64) -> Vec<Event> {
 }
 
 /// Barriers each `every`, and at the end one after everything has been silent for long.
-pub(super) fn with_barriers(arrivals: Vec<(i64, Row)>, every: i64) -> Vec<Event> {
+pub(crate) fn with_barriers(arrivals: Vec<(i64, Row)>, every: i64) -> Vec<Event> {
     let mut events = Vec::new();
     let mut next = arrivals.first().map_or(START, |a| a.0) + every;
     let mut last = next;
@@ -169,31 +169,31 @@ pub(super) fn with_barriers(arrivals: Vec<(i64, Row)>, every: i64) -> Vec<Event>
 
 /// What a run gave.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
-    pub(super) closed: Vec<(i64, Vec<RecordBatch>)>,
-    pub(super) late: Vec<LateRow>,
+pub(crate) struct Outcome {
+    pub(crate) closed: Vec<(i64, Vec<RecordBatch>)>,
+    pub(crate) late: Vec<LateRow>,
     /// What was still open before the last barrier.
-    pub(super) provisional: Vec<RecordBatch>,
+    pub(crate) provisional: Vec<RecordBatch>,
 }
 
 impl Outcome {
-    pub(super) fn batches(&self) -> Vec<RecordBatch> {
+    pub(crate) fn batches(&self) -> Vec<RecordBatch> {
         self.closed.iter().flat_map(|(_, b)| b.clone()).collect()
     }
 }
 
 /// How a run is done; none of it may show in the result.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct How {
+pub(crate) struct How {
     /// Rows per batch given to `ingest`.
-    pub(super) chop: usize,
+    pub(crate) chop: usize,
     /// Rows gathered before aggregating. Part of the definition of the arithmetic: must be equal to compare bits.
-    pub(super) gather: usize,
+    pub(crate) gather: usize,
     /// Checkpoint and go on with a restored pipeline at each n-th barrier.
-    pub(super) restore_each: Option<usize>,
+    pub(crate) restore_each: Option<usize>,
 }
 
-pub(super) fn run(plan: &PipelinePlan, schema: &SchemaRef, events: &[Event], how: How) -> Outcome {
+pub(crate) fn run(plan: &PipelinePlan, schema: &SchemaRef, events: &[Event], how: How) -> Outcome {
     let make = |p: Pipeline| {
         let mut p = p;
         p.gather = how.gather;
@@ -242,14 +242,14 @@ pub(super) fn run(plan: &PipelinePlan, schema: &SchemaRef, events: &[Event], how
 /// The rule for late rows once more, row by row: which rows count, which are late, and at which barrier each window
 /// of a device is closed.
 #[derive(Debug, Default)]
-pub(super) struct Reference {
-    pub(super) kept: Vec<Row>,
-    pub(super) late: Vec<Row>,
+pub(crate) struct Reference {
+    pub(crate) kept: Vec<Row>,
+    pub(crate) late: Vec<Row>,
     /// Barrier at which (device, window start) comes out.
-    pub(super) closed_at: BTreeMap<(String, i64), i64>,
+    pub(crate) closed_at: BTreeMap<(String, i64), i64>,
 }
 
-pub(super) fn reference(events: &[Event], size: i64, lateness: i64) -> Reference {
+pub(crate) fn reference(events: &[Event], size: i64, lateness: i64) -> Reference {
     let mut out = Reference::default();
     let mut newest: HashMap<String, (i64, i64)> = HashMap::new();
     let mut frontier: HashMap<String, i64> = HashMap::new();
@@ -287,7 +287,7 @@ pub(super) fn reference(events: &[Event], size: i64, lateness: i64) -> Reference
 }
 
 /// Plain DataFusion over rows.
-pub(super) fn plain(schema: &SchemaRef, rows: &[Row], select: &str) -> Vec<RecordBatch> {
+pub(crate) fn plain(schema: &SchemaRef, rows: &[Row], select: &str) -> Vec<RecordBatch> {
     let select = select.replace("tumble(ts, INTERVAL '1 minute')", "date_bin(INTERVAL '1 minute', ts)");
     let context = SessionContext::new();
     let table = MemTable::try_new(schema.clone(), vec![vec![batch(schema, rows)]]).unwrap();
@@ -298,7 +298,7 @@ pub(super) fn plain(schema: &SchemaRef, rows: &[Row], select: &str) -> Vec<Recor
 }
 
 /// Planning alone needs no runtime.
-pub(super) fn sorted(batches: &[RecordBatch], keys: usize) -> RecordBatch {
+pub(crate) fn sorted(batches: &[RecordBatch], keys: usize) -> RecordBatch {
     let all = compute::concat_batches(&batches[0].schema(), batches).unwrap();
     let columns: Vec<_> =
         all.columns()[..keys].iter().map(|c| compute::SortColumn { values: c.clone(), options: None }).collect();
@@ -308,7 +308,7 @@ pub(super) fn sorted(batches: &[RecordBatch], keys: usize) -> RecordBatch {
 
 /// How near two results must be.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Near {
+pub(crate) enum Near {
     Equal,
     /// Relative, for sums whose order differs.
     Relative(f64),
@@ -318,7 +318,7 @@ pub(super) enum Near {
     Set,
 }
 
-pub(super) fn compare(what: &str, got: &ArrayRef, want: &ArrayRef, near: Near) {
+pub(crate) fn compare(what: &str, got: &ArrayRef, want: &ArrayRef, near: Near) {
     assert_eq!(got.data_type(), want.data_type(), "{what}");
     assert_eq!(got.len(), want.len(), "{what}");
     if near == Near::Set {

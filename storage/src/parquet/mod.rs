@@ -5,6 +5,7 @@
 
 mod encode;
 mod encoding;
+mod replace;
 mod sort;
 mod split;
 
@@ -19,6 +20,7 @@ use thiserror::Error;
 pub use self::encode::{FileMeta, encode};
 pub(crate) use self::encode::{key, options_of};
 pub(crate) use self::encoding::SAMPLE;
+pub use self::replace::{Replaced, replace, sweep};
 pub use self::split::split_by_partition;
 use crate::columns;
 use crate::layout::{self, FileName, Granularity, Partition};
@@ -28,7 +30,7 @@ use crate::store::Store;
 #[derive(Debug, Error)]
 pub enum WriteError {
     /// The store failed. The whole call may be repeated.
-    #[error("cannot write {path}: {reason}; the cut is repeated when the store is back")]
+    #[error("cannot write {path}: {reason}")]
     Store {
         /// Which file.
         path: String,

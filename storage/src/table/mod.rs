@@ -158,7 +158,24 @@ impl TableStore {
         let shards = live.iter().flat_map(|live| &live.shards);
         let upto: HashMap<ShardId, Barrier> = shards.map(|s| (s.shard, s.files_upto)).collect();
         let counts = |file: FileName| upto.get(&file.shard).is_none_or(|upto| file.to <= *upto);
-        self.over(table, counts, live).await
+        self.snapshot(table, None, counts, live).await
+    }
+
+    /// A table, or a partition of it, as some shards had written it at barriers: without anything newer. `None` if they
+    /// had no file.
+    pub async fn at_barriers(
+        &self,
+        table: &str,
+        at: &[(ShardId, Barrier)],
+        within: Option<Partition>,
+    ) -> Result<Option<Arc<dyn TableProvider>>, TableError> {
+        self.snapshot(table, within, |file| written(file, at), None).await
+    }
+
+    /// Partitions for which shards had files at barriers, each once.
+    pub async fn partitions(&self, table: &str, at: &[(ShardId, Barrier)]) -> Result<BTreeSet<Partition>, TableError> {
+        let files = files::list(&self.store, table, None, |file| written(file, at)).await?;
+        Ok(files.into_iter().map(|file| file.partition).collect())
     }
 
     /// What the log of one shard has put into the files of a table, up to and including a barrier. `None`: no file.
@@ -168,19 +185,20 @@ impl TableStore {
         shard: ShardId,
         upto: Barrier,
     ) -> Result<Option<Arc<dyn TableProvider>>, TableError> {
-        self.over(table, |file: FileName| file.shard == shard && file.to <= upto, None).await
+        self.snapshot(table, None, |file: FileName| file.shard == shard && file.to <= upto, None).await
     }
 
-    async fn over(
+    async fn snapshot(
         &self,
         table: &str,
+        within: Option<Partition>,
         counts: impl Fn(FileName) -> bool,
         live: Option<LiveTable>,
     ) -> Result<Option<Arc<dyn TableProvider>>, TableError> {
         let reading = self.readers.begin();
         let mut tries = 0;
         let (files, facts) = loop {
-            let files = files::list(&self.store, table, None, &counts).await?;
+            let files = files::list(&self.store, table, within, &counts).await?;
             tries += 1;
             match self.facts.of(table, &files).await {
                 Ok(facts) => break (files, facts),
@@ -285,6 +303,11 @@ impl TableStore {
     pub fn unread_since(&self, moment: Moment) -> bool {
         self.readers.none_before(moment)
     }
+}
+
+/// Whether one of those shards had written a file at its barrier.
+fn written(file: FileName, at: &[(ShardId, Barrier)]) -> bool {
+    at.iter().any(|(shard, barrier)| file.shard == *shard && file.to <= *barrier)
 }
 
 impl TableFile {

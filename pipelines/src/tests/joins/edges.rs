@@ -243,7 +243,7 @@ fn a_changed_join_writes_no_window_twice_or_in_part() {
     let state = pipeline.checkpoint().unwrap();
     let new = plan(&select(", sum(b.i) AS x"), 0);
     assert!(!Pipeline::matches(&new.plan, &state).unwrap());
-    let mut pipeline = Pipeline::succeed(&new.plan, old.schema.clone(), &state).unwrap();
+    let mut pipeline = Pipeline::succeed(&new.plan, old.schema.clone(), &state, None).unwrap();
     // Rows up to ten seconds after 114 may miss rows from before: they are in the window of 120.
     let later = take(&mut pipeline, &BOTH, 115..400);
     assert_eq!(later.len(), 3, "{later:?}");
@@ -254,9 +254,9 @@ fn a_changed_join_writes_no_window_twice_or_in_part() {
     // A query without a join goes on from one with a join, and the other way round.
     let single = format!("SELECT device, {} AS w, count(*) AS n FROM t GROUP BY device, w", w.replace("a.ts", "ts"));
     let single = plan(&single, 0);
-    let mut pipeline = Pipeline::succeed(&single.plan, old.schema.clone(), &state).unwrap();
+    let mut pipeline = Pipeline::succeed(&single.plan, old.schema.clone(), &state, None).unwrap();
     assert_eq!(take(&mut pipeline, &["t"], 115..200), ["d|2026-01-01T00:02:00Z|60"]);
     let state = pipeline.checkpoint().unwrap();
-    let mut pipeline = Pipeline::succeed(&old.plan, old.schema.clone(), &state).unwrap();
+    let mut pipeline = Pipeline::succeed(&old.plan, old.schema.clone(), &state, None).unwrap();
     assert_eq!(take(&mut pipeline, &BOTH, 200..310), [format!("d|2026-01-01T00:04:00Z|{}", 60 * 16)]);
 }
