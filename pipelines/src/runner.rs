@@ -418,7 +418,6 @@ impl Runner {
         }
         self.built = build(&self.parts, &project, &mut states)?;
         self.mail.unpark(true, |partial| self.built.take(partial))?;
-        self.built.publish(&self.parts.status)?;
         self.dropped.extend(states.into_keys());
         self.parts.project = project;
         self.version = version;
