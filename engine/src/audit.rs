@@ -135,9 +135,11 @@ pub async fn audit(
 /// dropped in between is counted twice, rather than not at all.
 async fn expired(core: &Core) -> Result<Counts, QueryError> {
     let mut all = Counts::new();
-    let catalog = core.catalog();
-    let streams = catalog.streams().iter().map(|stream| stream.name.to_string());
-    for table in streams.chain([DEAD_LETTERS.to_owned()]) {
+    // Also those that are no longer declared: what has gone of them was stored.
+    let known = core.schemas().map_err(|e| QueryError::Query(e.to_string()))?;
+    let mut tables: BTreeSet<String> = sql::tables_of(&known).into_iter().collect();
+    tables.extend(core.catalog().streams().iter().map(|stream| stream.name.to_string()));
+    for table in tables.into_iter().chain([DEAD_LETTERS.to_owned()]) {
         for (key, rows) in core.tables.expired(&table).await? {
             *all.entry(key).or_default() += rows;
         }

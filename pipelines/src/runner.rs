@@ -427,7 +427,6 @@ impl Runner {
         }
         self.built = build(&self.parts, &project, &mut states, &self.heard)?;
         self.mail.unpark(true, |partial| self.built.take(partial))?;
-        self.built.publish(&self.parts.status)?;
         self.dropped.extend(states.into_keys());
         self.parts.project = project;
         self.version = version;
