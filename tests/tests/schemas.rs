@@ -40,14 +40,43 @@ impl OutcomeSink for Outcomes {
     }
 }
 
+/// A data directory. Each engine opens a copy of what the one before it left, as after a death of the machine: an engine that
+/// has ended may hold locks of its own for a moment longer.
+struct Data(tempfile::TempDir);
+
+impl Data {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn renew(&mut self) -> &Path {
+        let fresh = tempfile::tempdir().unwrap();
+        copy(self.0.path(), fresh.path());
+        self.0 = fresh;
+        self.0.path()
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
 struct Bench {
     core: Core,
 }
 
 impl Bench {
-    async fn open(data: &Path, text: &str) -> Result<Self, CoreError> {
+    async fn open(data: &mut Data, text: &str) -> Result<Self, CoreError> {
         let mut config = Config::default();
-        config.store.data = data.to_owned();
+        config.store.data = data.renew().to_owned();
         config.node.shards = 1;
         config.durability.checkpoint_every = Duration::from_millis(200);
         config.durability.cut_every = Duration::from_secs(3600);
@@ -60,7 +89,7 @@ impl Bench {
     }
 
     /// Opens, and waits until all letters have been looked at.
-    async fn settled(data: &Path, text: &str) -> Self {
+    async fn settled(data: &mut Data, text: &str) -> Self {
         let bench = Self::open(data, text).await.unwrap();
         for _ in 0..1000 {
             if bench.core.statuses.iter().all(|s| !s.redecoding.load(std::sync::atomic::Ordering::Acquire)) {
@@ -142,8 +171,7 @@ fn frame_of((schema, version): (u32, (u16, u16)), seq: u64, count: i64, value: O
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frames_that_waited_for_their_schema_become_rows_once() {
-    let directory = tempfile::tempdir().unwrap();
-    let data = directory.path();
+    let data = &mut Data::new();
     let bench = Bench::open(data, FIRST).await.unwrap();
     bench.waits("a", frame(7, (3, 0), 1, 3)).await;
     // Overlaps the one before: only 4 and 5 are its own. Sent again it is nothing at all.
@@ -194,8 +222,7 @@ async fn frames_that_waited_for_their_schema_become_rows_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_letters_are_read_in_parts() {
-    let directory = tempfile::tempdir().unwrap();
-    let data = directory.path();
+    let data = &mut Data::new();
     let bench = Bench::open(data, FIRST).await.unwrap();
     for device in 0..30 {
         for seq in 0..50 {
@@ -213,22 +240,23 @@ async fn many_letters_are_read_in_parts() {
     bench.core.shutdown(true).await.unwrap();
 }
 
+async fn refused(data: &mut Data, text: String) -> String {
+    Bench::open(data, &text).await.err().expect("it is refused").to_string()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_refuses_what_its_tables_cannot_become() {
-    let directory = tempfile::tempdir().unwrap();
-    let data = directory.path();
+    let data = &mut Data::new();
     Bench::open(data, SECOND_MINOR).await.unwrap().core.shutdown(true).await.unwrap();
-    let refused =
-        |text: String| async move { Bench::open(data, &text).await.err().expect("it is refused").to_string() };
-    let narrower = refused(SECOND_MINOR.replace("'1.1'", "'1.2'").replace("t DOUBLE", "t FLOAT")).await;
+    let narrower = refused(data, SECOND_MINOR.replace("'1.1'", "'1.2'").replace("t DOUBLE", "t FLOAT")).await;
     assert!(
         narrower.contains("the type of `t` was DOUBLE and is FLOAT") && narrower.contains("p.sql:1:"),
         "{narrower}"
     );
-    assert!(refused(FIRST.to_owned()).await.contains("goes back: 1.1 counts already"));
+    assert!(refused(data, FIRST.to_owned()).await.contains("goes back: 1.1 counts already"));
     // What is no longer declared is known all the same.
     Bench::open(data, PUMPS).await.unwrap().core.shutdown(true).await.unwrap();
-    assert!(refused(FIRST.to_owned()).await.contains("goes back: 1.1 counts already"));
+    assert!(refused(data, FIRST.to_owned()).await.contains("goes back: 1.1 counts already"));
     let majors = format!("{SECOND_MINOR}{}", FIRST.replace("'1.0'", "'2.0'"));
     let bench = Bench::open(data, &majors).await.unwrap();
     assert_eq!(bench.send("a", frame(1, (2, 0), 1, 3)).await, Outcome::Stored);
@@ -236,13 +264,12 @@ async fn a_directory_refuses_what_its_tables_cannot_become() {
     assert_eq!(bench.rows("telemetry_v2").await, (3, 6));
     assert_eq!(bench.number("SELECT sum(seq) FROM telemetry_all WHERE schema_major = 1").await, 9);
     bench.core.shutdown(true).await.unwrap();
-    assert!(refused(FIRST.replace("'1.0'", "'2.0'")).await.contains("version 1 of `telemetry` is gone"));
+    assert!(refused(data, FIRST.replace("'1.0'", "'2.0'")).await.contains("version 1 of `telemetry` is gone"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_is_declared_while_the_engine_runs() {
-    let directory = tempfile::tempdir().unwrap();
-    let data = directory.path();
+    let data = &mut Data::new();
     let bench = Bench::open(data, FIRST).await.unwrap();
     bench.waits("a", frame(7, (3, 0), 1, 3)).await;
     bench.waits("a", frame(1, (1, 1), 4, 2)).await;
