@@ -199,7 +199,11 @@ pub async fn repair(
             true => stands.iter().map(|stand| (stand.shard, stand.barrier)).collect(),
             false => vec![(stand.shard, stand.barrier)],
         };
-        let work = Work { tables, stand, plan, sources, memory };
+        let mut work = Work { tables, stand, plan, sources, begins: None, memory };
+        if retained(&stand.project, plan) {
+            let first = tables.partitions(&plan.source, &work.sources).await?.first().map(|first| first.span().0);
+            work.begins = first;
+        }
         let mut unknown = 0;
         for partitions in work.units(&span).await? {
             // The same device may be in many partitions.
@@ -210,12 +214,23 @@ pub async fn repair(
     Ok(totals)
 }
 
+/// Whether retention drops partitions of what a pipeline reads.
+fn retained(project: &sql::Project, plan: &PipelinePlan) -> bool {
+    let retain = match plan.reads.pipeline {
+        true => project.pipeline(&plan.source).and_then(|read| read.retain_ns),
+        false => project.stream(&plan.source).and_then(|read| read.retain_ns),
+    };
+    retain.is_some()
+}
+
 struct Work<'a> {
     tables: &'a TableStore,
     stand: &'a Stand,
     plan: &'a PipelinePlan,
     /// The shards whose rows are read, and up to where.
     sources: Vec<(ShardId, Barrier)>,
+    /// Where what is read begins, if what was before may have been dropped.
+    begins: Option<i64>,
     memory: &'a Arc<RuntimeEnv>,
 }
 
@@ -286,7 +301,7 @@ impl Work<'_> {
             return Ok(0);
         }
         self.feed(&mut recompute).await?;
-        let Settled { rows, open, at_edges, unknown, failed, mut judge } = recompute.settle()?;
+        let Settled { rows, open, at_edges, unknown, failed, mut judge } = recompute.settle(self.begins)?;
         totals.open += open;
         totals.at_edges += at_edges;
         totals.failed += failed;

@@ -13,6 +13,7 @@
 //! A crash between any two steps repeats the later ones with the same rows under the same names.
 
 mod built;
+mod error;
 mod mail;
 mod patience;
 mod redecode;
@@ -39,10 +40,10 @@ use storage::parquet::{TableRows, WriteError};
 use storage::rows::RowBuilder;
 use storage::state::{Checkpoint, CutDone, Outbox, PipelinePart, StateStore};
 use storage::store::Store;
-use thiserror::Error;
 use tokio::runtime::Handle;
 
 use self::built::{Built, Running, Saved, build};
+pub use self::error::{LogEnd, RunnerError};
 pub use self::mail::Peers;
 use self::mail::{Mail, is_mail};
 use self::patience::Failure;
@@ -66,41 +67,6 @@ const LINGER: Duration = Duration::from_millis(200);
 
 /// How long to sleep when there is nothing to make visible; a record ends it.
 const IDLE: Duration = Duration::from_secs(60);
-
-/// Why a shard's consumer had to stop. The process stops with it: behind this point nothing would be true.
-#[derive(Debug, Error)]
-pub enum RunnerError {
-    /// The log could not be read.
-    #[error("cannot read the shard log: {0}")]
-    Log(#[from] storage::log::LogError),
-    /// The state store failed in a way that waiting cannot mend.
-    #[error("state store: {0}")]
-    State(#[from] storage::state::StateError),
-    /// A record of the log is damaged or newer than this program.
-    #[error("record {position} of the log of shard {shard} cannot be read: {error}")]
-    Record {
-        /// Which record.
-        position: Position,
-        /// Of which shard.
-        shard: ShardId,
-        /// What is wrong.
-        error: String,
-    },
-    /// A pipeline failed.
-    #[error("pipeline {name}: {source}")]
-    Pipeline {
-        /// Which one.
-        name: String,
-        /// Why.
-        source: PipelineError,
-    },
-    /// Rows could not be built or written for a reason other than the store.
-    #[error("{0}")]
-    Rows(String),
-    /// Device snapshots could not be had.
-    #[error("device snapshots: {0}")]
-    Snapshots(String),
-}
 
 /// Gives the states of devices that changed, and hears when they are safe. The actors are behind it; this crate
 /// does not know them.
@@ -598,19 +564,4 @@ impl Runner {
         }
         Ok(())
     }
-}
-
-/// Where the log ends.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LogEnd {
-    /// Position of the last record.
-    pub position: Position,
-    /// The last barrier.
-    pub barrier: Barrier,
-    /// Time of the last record.
-    pub time: Timestamp,
-    /// Records stand behind the last cut.
-    pub uncut: bool,
-    /// Rows made in replay.
-    pub rows: u64,
 }

@@ -104,6 +104,8 @@ pub(crate) struct Settled {
 #[derive(Debug)]
 pub(crate) struct Judge {
     passed: Arc<Passed>,
+    /// A window that begins before this may lack records that it once had.
+    begins: Option<i64>,
     by: By,
     ids: HashMap<Box<str>, u32>,
     /// Windows that have records, whether the result has a row of them or not.
@@ -221,14 +223,15 @@ impl Recompute {
         self.pipeline.stats().state_bytes
     }
 
-    /// All records have been taken: gives what is settled.
-    pub(crate) fn settle(mut self) -> Result<Settled, PipelineError> {
+    /// All records have been taken: gives what is settled. `begins`: records before this may be gone.
+    pub(crate) fn settle(mut self, begins: Option<i64>) -> Result<Settled, PipelineError> {
         self.pipeline.flush()?;
         let span = self.span.clone();
         let failed = std::mem::take(&mut self.pipeline.failed);
         let failed = failed.iter().filter(|((_, start, _), _)| span.contains(start)).map(|(_, records)| records).sum();
         let judge = Judge {
             passed: self.passed.clone(),
+            begins,
             by: By::Rows { records: self.rows, had: 0 },
             ids: HashMap::new(),
             groups: HashSet::new(),
@@ -258,7 +261,8 @@ impl Recompute {
                 let of = |id: u32| frontiers.get(id as usize).copied().unwrap_or(i64::MIN);
                 let states: Vec<RecordBatch> = operator.store().batches().cloned().collect();
                 let windows = cut.windows;
-                let own = |start: i64, id: u32| span.contains(&start) && windows.closed(start, of(id));
+                let from = begins.unwrap_or(i64::MIN);
+                let own = |start: i64, id: u32| span.contains(&start) && start >= from && windows.closed(start, of(id));
                 let others = |start: i64, id: u32| span.contains(&start) && !windows.closed(start, of(id));
                 let (by, settled, open, at_edges) = match windows.kind() {
                     Kind::Tumble => (By::Windows(windows), filtered(&states, own)?, distinct(&states, others)?, 0),
@@ -325,7 +329,8 @@ impl Judge {
             let (keep, there) = match &self.by {
                 By::Windows(windows) => {
                     let keep = !windows.closed(start, self.passed.of(name));
-                    (keep, keep || id.is_some_and(|id| self.has_records(id, start, windows.end(start))))
+                    let whole = self.begins.is_none_or(|begins| begins <= start);
+                    (keep, keep || (whole && id.is_some_and(|id| self.has_records(id, start, windows.end(start)))))
                 }
                 By::Sessions(by_device) => {
                     let settled = id.and_then(|id| within(by_device, id, start));
