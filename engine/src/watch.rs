@@ -88,6 +88,7 @@ async fn deploy(core: &Core, seen: Result<Look, String>, deployments: &Deploymen
         Ok(Err(error)) => return refuse("the pipeline project as it is saved cannot be used", &error.to_string()),
         Err(error) => return refuse("the pipeline project as it is saved ended its check", &error.to_string()),
     };
+    loaded.warn();
     let old = core.project();
     match core.go_over(&loaded).await {
         Ok(true) => {

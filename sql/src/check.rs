@@ -15,7 +15,7 @@ use crate::project::{PipelinePlan, Project, StreamDecl, TableDecl};
 use crate::session::session_state;
 use crate::source::SourceFile;
 use crate::statement::{self, Head};
-use crate::{order, rollup, stream, table};
+use crate::{alert, order, rollup, stream, table};
 
 /// What a name stands for, for the pipelines that read it.
 pub(crate) enum Meaning {
@@ -25,6 +25,8 @@ pub(crate) enum Meaning {
     Table(usize),
     /// Index in the pipelines; `None` if it has no plan, which was complained about, or is a rollup.
     Pipeline(Option<usize>),
+    /// An alert.
+    Alert,
     /// A statement that could not be read, or that this version cannot run: complained about already.
     Unreadable,
 }
@@ -69,7 +71,7 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
     let mut found = Vec::new();
     let mut names = Names { streams: Vec::new(), tables: Vec::new(), pipelines: Vec::new(), meanings: HashMap::new() };
     let mut places: HashMap<String, (&str, Span)> = HashMap::new();
-    let mut pipelines = Vec::new();
+    let (mut pipelines, mut alerts) = (Vec::new(), Vec::new());
     let mut order: Vec<&SourceFile> = files.iter().collect();
     order.sort_by(|a, b| a.name.cmp(&b.name));
     for file in order {
@@ -85,7 +87,7 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
                 let message = format!("the name `{name}` is taken");
                 found.push(
                     Diagnostic::error(code::NAME_TAKEN, &file.name, span, message)
-                        .help("streams, tables and pipelines are all tables: each needs a name of its own")
+                        .help("streams, tables, pipelines and alerts share one set of names: each needs a name of its own")
                         .note("first used here", Some((other.to_owned(), at.start))),
                 );
             } else {
@@ -103,6 +105,10 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
                 Head::Pipeline(head) => {
                     pipelines.push((file, ident, head));
                     Meaning::Pipeline(None)
+                }
+                Head::Alert(head) => {
+                    alerts.push((file, ident, head));
+                    Meaning::Alert
                 }
                 Head::Unreadable => Meaning::Unreadable,
             };
@@ -130,17 +136,32 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
         }
     }
 
+    let mut rules = Vec::new();
+    for (file, ident, head) in alerts {
+        rules.extend(alert::check(&state, &file.name, &ident, &head, &names, &mut found));
+    }
+
     found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     found.dedup();
     if found.iter().any(|d| d.severity == Severity::Error) {
         return Err(found);
+    }
+    for plan in &rules {
+        let (file, span) = &plan.at;
+        let message = format!("this version does not evaluate alerts yet: `{}` will never fire", plan.rule.name);
+        let help = "a pipeline with the condition in WHERE keeps the rows in question as a table";
+        found.push(Diagnostic::warning(code::NOT_YET, file, *span, message).help(help));
     }
     let mut streams = names.streams;
     // The order of the catalog: the default stream has changed places with the first one.
     if let Some(at) = streams.iter().position(|s| &*s.stream.name == DEFAULT_STREAM) {
         streams.swap(0, at);
     }
-    Ok(Project { streams, tables: names.tables, pipelines: names.pipelines, warnings: found })
+    for plan in &mut rules {
+        let at = streams.iter().position(|s| *s.stream.name == *plan.source);
+        plan.rule.stream = at.and_then(|at| u16::try_from(at).ok()).unwrap_or_default();
+    }
+    Ok(Project { streams, tables: names.tables, pipelines: names.pipelines, alerts: rules, warnings: found })
 }
 
 /// The tables of a rollup have names that nobody wrote.

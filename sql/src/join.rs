@@ -200,7 +200,7 @@ impl<'a> Reader<'a, '_> {
         match names.meanings.get(&table.table) {
             Some(Meaning::Table(index)) => return names.tables.get(*index),
             Some(Meaning::Unreadable) => {}
-            Some(Meaning::Stream(_) | Meaning::Pipeline(_)) => {
+            Some(Meaning::Stream(_) | Meaning::Pipeline(_) | Meaning::Alert) => {
                 let message = format!("this version cannot join with `{}`, which is no reference table", table.table);
                 let help = "join them when you query the Parquet tables";
                 self.complain(code::NOT_YET, table.span, message, help);

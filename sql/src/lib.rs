@@ -9,6 +9,7 @@
 //! * `stream` and `table` turn a declaration into columns; `pipeline` turns a query into a plan, through `shape` (what a
 //!   query over an endless stream may not do), `join` (what it looks up in reference tables), `name` (columns and functions that exist), `window` (which part of
 //!   `GROUP BY` is the window; `marker` has functions for those that DataFusion lacks), `plan` (DataFusion) and `output` (what the table will hold).
+//! * `alert` turns `CREATE ALERT` into the rule that each device of a stream evaluates.
 //! * `rollup` makes several pipelines of one; `order` puts each behind those that it reads.
 //! * `bounds` says how long a query may be.
 //! * `check` brings the statements of all files together into a [`Project`], or all their [`Diagnostic`]s.
@@ -16,6 +17,7 @@
 //!
 //! There is no clock, no network and no telemetry here; only [`load`] and [`read_tables`] touch the disk.
 
+mod alert;
 mod bounds;
 mod check;
 mod complaint;
@@ -52,7 +54,7 @@ pub use check::check;
 pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
 pub use interval::shown as duration;
 pub use project::{
-    DEFAULT_LATENESS_NS, Granularity, Join, Kind, PipelinePlan, Project, Reads, StreamDecl, TableDecl, Window,
+    AlertPlan, DEFAULT_LATENESS_NS, Granularity, Join, Kind, PipelinePlan, Project, Reads, StreamDecl, TableDecl, Window,
 };
 pub use reference::read_tables;
 pub use render::{render_all, render_json};

@@ -266,6 +266,10 @@ fn resolve(file: &str, source: &Source, names: &Names, found: &mut Vec<Diagnosti
             let help = format!("read a stream and join it: FROM telemetry t JOIN {} ON ..", source.table);
             found.push(complain(code::SOURCES, message).help(help));
         }
+        Some(Meaning::Alert) => {
+            let message = format!("`{}` is an alert: what it found stands in `_alerts`", source.table);
+            found.push(complain(code::SOURCES, message).help("write the query over the stream that it looks at"));
+        }
         None if source.table.starts_with('_') => {
             let message = format!("`{}` is a table of Weir's own, which a pipeline cannot read", source.table);
             found.push(complain(code::UNKNOWN_TABLE, message).help("query it with `weir query`"));

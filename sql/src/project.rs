@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::logical_expr::LogicalPlan;
+use device::alert::Rule;
 use device::schema::{Catalog, DEFAULT_STREAM, SchemaVersion, Stream};
 
 use crate::diagnostic::{Diagnostic, Span};
@@ -224,7 +225,22 @@ pub struct PipelinePlan {
     pub at: (String, Span),
 }
 
-/// All streams, tables and pipelines of some files that fit together.
+/// An alert, checked.
+#[derive(Debug, Clone)]
+pub struct AlertPlan {
+    /// What it does with the records of a device.
+    pub rule: Rule,
+    /// Name of the stream it looks at.
+    pub source: String,
+    /// What it says about readings, in one spelling.
+    pub query: String,
+    /// Text for people.
+    pub comment: Option<String>,
+    /// File and place of its name.
+    pub at: (String, Span),
+}
+
+/// All streams, tables, pipelines and alerts of some files that fit together.
 #[derive(Debug, Clone)]
 pub struct Project {
     /// All streams in the order of [`Project::catalog`]: [`DEFAULT_STREAM`] is always there and always first.
@@ -233,6 +249,8 @@ pub struct Project {
     pub tables: Vec<TableDecl>,
     /// All pipelines. One that reads another stands behind it; else by file and line.
     pub pipelines: Vec<PipelinePlan>,
+    /// All alerts, by file and line.
+    pub alerts: Vec<AlertPlan>,
     /// What can run but is probably not meant.
     pub warnings: Vec<Diagnostic>,
 }
@@ -248,7 +266,7 @@ impl Project {
     /// A project without files: the stream `telemetry` without fields.
     pub fn empty() -> Self {
         let streams = vec![StreamDecl::undeclared(Some(1))];
-        Self { streams, tables: Vec::new(), pipelines: Vec::new(), warnings: Vec::new() }
+        Self { streams, tables: Vec::new(), pipelines: Vec::new(), alerts: Vec::new(), warnings: Vec::new() }
     }
 
     /// The streams as devices and tables need them. Indexes are those of [`Project::streams`].
@@ -287,6 +305,11 @@ impl Project {
         depths.into_values().max().unwrap_or(0)
     }
 
+    /// The alert of that name.
+    pub fn alert(&self, name: &str) -> Option<&AlertPlan> {
+        self.alerts.iter().find(|plan| &*plan.rule.name == name)
+    }
+
     /// Changes with anything an engine may act on, retention and comments included; not with spaces, SQL comments,
     /// or how statements are spread over files.
     pub fn fingerprint(&self) -> u64 {
@@ -318,6 +341,12 @@ impl Project {
             print.text("pipeline").text(&plan.name).number(plan.fingerprint as i64).optional(plan.retain_ns);
             print.text(plan.comment.as_deref().unwrap_or(""));
             compacted(&mut print, plan.compact_ns);
+        }
+        let mut alerts: Vec<&AlertPlan> = self.alerts.iter().collect();
+        alerts.sort_by(|a, b| a.rule.name.cmp(&b.rule.name));
+        for plan in alerts {
+            print.text("alert").text(&plan.rule.name).number(plan.rule.version as i64);
+            print.text(&format!("{:?}", plan.rule.ladder)).text(plan.comment.as_deref().unwrap_or(""));
         }
         print.end()
     }

@@ -81,6 +81,7 @@ pub(super) async fn main(args: Args) -> Result<(), Exit> {
         return print(&toml::to_string(&config).map_err(Exit::failed)?);
     }
     let loaded = project::load(config.pipelines.dir.as_deref()).map_err(|e| Exit::Usage(e.to_string()))?;
+    loaded.warn();
     // Asked for before anything starts: a signal during recovery must end the process cleanly too.
     let mut terminate = signal(SignalKind::terminate()).map_err(Exit::failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Exit::failed)?;
