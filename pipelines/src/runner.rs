@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
-use device::entry::{LogBody, LogRecord};
+use device::entry::{Body, LogBody, LogRecord};
 use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
 use device::seq::{Barrier, Position};
@@ -46,7 +46,7 @@ pub use self::status::Status;
 
 use crate::PipelineError;
 use crate::merge::Merge;
-use crate::output;
+use crate::{alerts, output};
 
 /// Rows gathered before they become a batch, unless nothing else comes.
 const BATCH_ROWS: usize = 8192;
@@ -216,6 +216,9 @@ impl Runner {
                 _ => saved.own = piece.state,
             }
         }
+        let alerts = states.remove(alerts::PART).and_then(|saved| saved.own);
+        let alerts = parts.status.alerts.restore(alerts);
+        alerts.map_err(|error| RunnerError::Rows(format!("the alerts of a checkpoint are {error}")))?;
         let mut built = build(&parts, &parts.project, &mut states)?;
         mail.unpark(false, |partial| built.take(partial))?;
         built.publish(&parts.status)?;
@@ -312,6 +315,9 @@ impl Runner {
                 // records lies on the same side of them as this one.
                 self.position = position;
                 for entry in entries {
+                    if let (Body::Transitions(all), true) = (&entry.body, position > self.recovered.checkpoint) {
+                        self.parts.status.alerts.take(entry.device.as_str(), all);
+                    }
                     self.rows.push(entry).map_err(|e| RunnerError::Rows(e.to_string()))?;
                     if self.rows.rows() >= BATCH_ROWS {
                         self.hand_on()?;
@@ -466,6 +472,9 @@ impl Runner {
         }
         let (letters, number) = self.mail.save();
         states.extend(letters);
+        if let Some(state) = self.parts.status.alerts.checkpoint() {
+            states.push(PipelinePart { pipeline: alerts::PART.to_owned(), part: OWN, state: Some(state) });
+        }
         self.parts.status.open_groups.store(groups, Ordering::Relaxed);
         self.built.publish(&self.parts.status)?;
         if !late.is_empty() {

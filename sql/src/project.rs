@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::logical_expr::LogicalPlan;
-use device::alert::Rule;
+use device::alert::{Rule, Rules};
 use device::schema::{Catalog, DEFAULT_STREAM, SchemaVersion, Stream};
 
 use crate::diagnostic::{Diagnostic, Span};
@@ -303,6 +303,21 @@ impl Project {
             depths.insert(&plan.name, below + usize::from(counts(plan)));
         }
         depths.into_values().max().unwrap_or(0)
+    }
+
+    /// The alerts as each device evaluates them.
+    pub fn rules(&self) -> Rules {
+        if self.alerts.is_empty() {
+            return Rules::default();
+        }
+        let mut print = Fingerprint::new();
+        let rules: Vec<Rule> = self.alerts.iter().map(|plan| plan.rule.clone()).collect();
+        for rule in &rules {
+            print.text(&rule.name).number(rule.version as i64).text(&format!("{:?}", rule.ladder));
+            // Where its fields stand: lanes hold no field, but rules do.
+            print.text(&format!("{:?}", rule.levels)).number(i64::from(rule.stream));
+        }
+        Rules::new(print.end(), rules)
     }
 
     /// The alert of that name.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::{
     Body, DeadLetter, Entry, LogBody, LogRecord, Loss, LossReason, Partial, Reason, Records, Run, Runs, Stamps,
 };
+use crate::alert::{Ack, IncidentId, Transition};
 use crate::id::{DeviceId, ShardId};
 use crate::payload::PayloadFormat;
 use crate::seq::{Barrier, Epoch, MAX_SEQ};
@@ -27,6 +28,9 @@ const RECORDS: u8 = 1;
 const LOSS: u8 = 2;
 const DEAD_LETTER: u8 = 3;
 const CLOSED: u8 = 4;
+const TICK: u8 = 5;
+const ACKNOWLEDGE: u8 = 6;
+const TRANSITIONS: u8 = 7;
 
 /// Why bytes are not a log record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -182,6 +186,24 @@ fn put_entry(out: &mut Vec<u8>, time: Timestamp, entry: &Entry) {
             out.push(CLOSED);
             put_epoch(out, *epoch);
         }
+        Body::Tick { floor } => {
+            out.push(TICK);
+            varint::put_signed(out, entry.received.0.wrapping_sub(floor.0));
+        }
+        Body::Acknowledge { incident, ack } => {
+            out.push(ACKNOWLEDGE);
+            out.extend_from_slice(&incident.0.to_le_bytes());
+            out.push(u8::from(ack.is_some()));
+            if let Some(ack) = ack {
+                varint::put_bytes(out, ack.by.as_bytes());
+                varint::put_signed(out, ack.until.0);
+            }
+        }
+        Body::Transitions(transitions) => {
+            out.push(TRANSITIONS);
+            varint::put(out, transitions.len() as u64);
+            transitions.iter().for_each(|transition| transition.put(out));
+        }
     }
 }
 
@@ -246,6 +268,21 @@ fn entry(cursor: &mut Cursor<'_>, whole: &Bytes, time: Timestamp, before: Option
             payload: cursor.shared(whole, "a payload")?,
         }),
         CLOSED => Body::Closed { epoch: epoch(cursor)? },
+        TICK => Body::Tick { floor: Timestamp(received.0.wrapping_sub(cursor.signed("a time")?)) },
+        ACKNOWLEDGE => Body::Acknowledge {
+            incident: IncidentId(epoch(cursor)?.0),
+            ack: match boolean(cursor, "whether somebody takes care")? {
+                false => None,
+                true => Some(Ack { by: cursor.text("a name")?.into(), until: Timestamp(cursor.signed("a time")?) }),
+            },
+        },
+        TRANSITIONS => {
+            let count = cursor.count(Transition::LEAST, "a number of transitions")?;
+            if count == 0 {
+                return cursor.broken("a number of transitions");
+            }
+            Body::Transitions((0..count).map(|_| Transition::get(cursor)).collect::<Result<_, _>>()?)
+        }
         _ => return cursor.broken("a kind of entry"),
     };
     Ok(Entry { device, received, body })

@@ -43,6 +43,8 @@ pub struct Verdict {
     pub effects: Vec<Effect>,
     /// How many records went which way.
     pub counts: Counts,
+    /// Streams that its records belong to; see [`crate::alert::stream_bit`].
+    pub streams: u64,
 }
 
 /// What the sender of a message is told, and when.
