@@ -8,8 +8,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use device::alert::{Ack, IncidentId, Wants};
+use device::alert::{Ack, Event, IncidentId, Transition, Wants};
 use device::entry::{Body, DeadLetter, Entry, Reason};
+use device::id::DeviceId;
 use device::machine::{self, Decision, Device, Effect, EpochLedger, Watch};
 use device::payload::PayloadFormat;
 use device::seq::Position;
@@ -289,12 +290,33 @@ impl Carrier {
                 Effect::Publish { topic, payload, qos } => {
                     self.shard.downlink.publish(handle.id(), topic, Bytes::from(payload), qos);
                 }
+                Effect::Alert(transition) => announce(handle.id(), &transition),
                 Effect::Event(event) => {
                     add(&self.shard.metrics.events, 1);
                     tracing::info!(device = %handle.id(), ?event, "device event");
                 }
             }
         }
+    }
+}
+
+/// The log's part of telling people. The table `_alerts` has every transition.
+fn announce(device: &DeviceId, transition: &Transition) {
+    let Transition { rule, incident, severity, event, told, since, value, .. } = transition;
+    let (rule, severity, since) = (&**rule, &**severity, since.0);
+    match event {
+        Event::Told => {
+            let to = told.join(", ");
+            tracing::warn!(%device, rule, %incident, severity, since, to, "alert: somebody has to be told");
+        }
+        Event::Fired | Event::Escalated | Event::Surfaced if !transition.history => {
+            tracing::warn!(%device, rule, %incident, severity, since, value, "alert {}", event.as_str());
+        }
+        Event::Resolved if !transition.history => {
+            let told = told.join(", ");
+            tracing::info!(%device, rule, %incident, severity, since, told, "alert resolved");
+        }
+        _ => {}
     }
 }
 

@@ -157,9 +157,18 @@ impl Node {
         Ok(shard.load(device, true).await?.ledger())
     }
 
-    /// Somebody takes care of an incident, or (`None`) no longer does. Returns when it is durable; false: the incident is
-    /// not open.
-    pub async fn acknowledge(&self, device: &DeviceId, incident: IncidentId, ack: Option<Ack>) -> bool {
+    /// Somebody takes care of an incident for so long, or (`None`) no longer does. Returns what is durable now; `None`: the
+    /// incident is not open, or its device did not answer.
+    pub async fn acknowledge(
+        &self,
+        device: &DeviceId,
+        incident: IncidentId,
+        ack: Option<(String, Duration)>,
+    ) -> Option<Option<Ack>> {
+        let ack = ack.map(|(by, lasts)| {
+            let lasts = i64::try_from(lasts.as_nanos()).unwrap_or(i64::MAX);
+            Ack { by: by.into(), until: (self.shard(device).clock)().plus(lasts) }
+        });
         let (sink, durable) = Durable::new();
         for _ in 0..PATIENCE {
             // Asked anew each time: a device that falls asleep meanwhile has another handle then.
@@ -167,12 +176,12 @@ impl Node {
             let reply = Reply { sink: sink.clone(), ticket: 0 };
             let request = (incident, ack.clone());
             match handle.with(|carrier, handle| carrier.acknowledge(handle, request, reply)) {
-                Some(true) => return durable.await.is_ok(),
-                Some(false) => return false,
+                Some(true) => return durable.await.is_ok().then_some(ack),
+                Some(false) => return None,
                 None => tokio::time::sleep(RETRY).await,
             }
         }
-        false
+        None
     }
 
     /// Has a device look at its alerts soon, awake or not.

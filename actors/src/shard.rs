@@ -238,7 +238,7 @@ impl Shard {
     }
 
     /// Ticks those who asked for it.
-    pub(crate) async fn tick(&self) {
+    pub async fn tick(&self) {
         let now = (self.clock)();
         for id in self.book.due(now) {
             // A device that sleeps looks by itself when it is awake.

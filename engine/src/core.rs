@@ -189,7 +189,7 @@ impl Core {
         let node = Node::start(opened, admission, metrics.clone())
             .await
             .map_err(|e| CoreError::Other(format!("cannot start the shard supervisors: {e}")))?;
-        Ok(Self {
+        let core = Self {
             node: Arc::new(node),
             statuses,
             tables: Arc::new(TableStore::open(store)),
@@ -204,7 +204,9 @@ impl Core {
             threads,
             fatal: tokio::sync::Mutex::new(fatal),
             _lock: lock,
-        })
+        };
+        core.review_alerts();
+        Ok(core)
     }
 
     /// Whether devices can be served: every log takes appends, every store takes writes.
@@ -270,7 +272,22 @@ impl Core {
         }
         self.registry.settle(loaded)?;
         *self.project.write() = project;
+        self.review_alerts();
         Ok(true)
+    }
+
+    /// Incidents of rules that are gone or have changed end: their devices look at themselves, also those that sleep.
+    fn review_alerts(&self) {
+        let project = self.project();
+        let counts = |rule: &str, version| project.alert(rule).is_some_and(|plan| plan.rule.version == version);
+        for status in &self.statuses {
+            for ((device, _), _) in status.alerts.list(None, usize::MAX, |(_, rule), last| !counts(rule, last.version))
+            {
+                if let Ok(device) = DeviceId::new(&device) {
+                    self.node.look_at_alerts(&device);
+                }
+            }
+        }
     }
 
     /// Waits until queries see everything that is durable now.

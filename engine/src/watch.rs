@@ -88,11 +88,11 @@ async fn deploy(core: &Core, seen: Result<Look, String>, deployments: &Deploymen
         Ok(Err(error)) => return refuse("the pipeline project as it is saved cannot be used", &error.to_string()),
         Err(error) => return refuse("the pipeline project as it is saved ended its check", &error.to_string()),
     };
-    loaded.warn();
     let old = core.project();
     match core.go_over(&loaded).await {
         Ok(true) => {
             deployments.taken.fetch_add(1, Ordering::Relaxed);
+            loaded.warn();
             let changes = changes(&Overview::of(&old), &Overview::of(&loaded.project));
             for change in changes.iter().filter(|change| change.is_news()) {
                 tracing::info!("{} {}: {}", change.kind, change.name, change.text);

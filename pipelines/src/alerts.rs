@@ -47,7 +47,12 @@ impl OpenAlerts {
             let key = (Arc::from(device), transition.rule.clone());
             match transition.to {
                 State::Ok => drop(open.remove(&key)),
-                _ => drop(open.insert(key, transition.clone())),
+                _ => {
+                    // What time and people do has no reading of its own: the last one is still the last one.
+                    let before = open.get(&key).filter(|before| before.incident == transition.incident);
+                    let value = transition.value.or(before.and_then(|before| before.value));
+                    open.insert(key, Transition { value, ..transition.clone() });
+                }
             }
         }
         self.changed.store(true, Ordering::Release);

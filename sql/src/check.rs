@@ -146,12 +146,6 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
     if found.iter().any(|d| d.severity == Severity::Error) {
         return Err(found);
     }
-    for plan in &rules {
-        let (file, span) = &plan.at;
-        let message = format!("this version does not evaluate alerts yet: `{}` will never fire", plan.rule.name);
-        let help = "a pipeline with the condition in WHERE keeps the rows in question as a table";
-        found.push(Diagnostic::warning(code::NOT_YET, file, *span, message).help(help));
-    }
     let mut streams = names.streams;
     // The order of the catalog: the default stream has changed places with the first one.
     if let Some(at) = streams.iter().position(|s| &*s.stream.name == DEFAULT_STREAM) {

@@ -201,8 +201,8 @@ fn device_snapshots() {
     assert_eq!(open.missing, [(13, 14)]);
     assert!(matches!(of(9), EpochLedger { cum: 3, stored: 3, closed: true, .. }));
     assert_eq!(ledger.len(), 3, "and one that the engine drew");
-    let error = Device::restore(id("pump-7"), &[&[2], &bytes[1..]].concat()).unwrap_err();
-    assert_eq!(error, SnapshotError::Newer { found: 2, known: 1 });
+    let error = Device::restore(id("pump-7"), &[&[3], &bytes[1..]].concat()).unwrap_err();
+    assert_eq!(error, SnapshotError::Newer { found: 3, known: 2 });
     assert!(error.to_string().contains("run the newer engine"), "{error}");
 }
 

@@ -175,6 +175,7 @@ impl Device {
             self.in_flight = self.in_flight.saturating_sub(1);
         }
         self.now = self.now.max(entry.received);
+        let mut effects = Vec::new();
         match &entry.body {
             Body::Records(records) if !records.assured => {
                 self.unnumbered += records.runs.iter().map(|run| u64::from(run.len)).sum::<u64>();
@@ -206,9 +207,9 @@ impl Device {
                 if let Some(alerts) = &mut self.alerts {
                     alerts.logged(transitions);
                 }
+                effects.extend(transitions.iter().cloned().map(|transition| Effect::Alert(Box::new(transition))));
             }
         }
-        let mut effects = Vec::new();
         self.acks.flush(self.now, &self.epochs, &mut effects);
         effects
     }

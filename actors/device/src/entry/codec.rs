@@ -16,8 +16,10 @@ use crate::time::Timestamp;
 use crate::varint::{self, Broken, Cursor};
 
 /// The newest version. Records that older engines know are written as [`FIRST`].
-const VERSION: u8 = 2;
-/// Without partials.
+const VERSION: u8 = 3;
+/// With partials, without what alerts write.
+const PARTIALS: u8 = 2;
+/// Without both.
 const FIRST: u8 = 1;
 
 const BATCH: u8 = 1;
@@ -62,7 +64,14 @@ impl From<Broken> for DecodeError {
 impl LogRecord {
     /// Appends the record's stored form to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(if matches!(self.body, LogBody::Partial(_)) { VERSION } else { FIRST });
+        let of_alerts = |entry: &Entry| {
+            matches!(entry.body, Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_))
+        };
+        out.push(match &self.body {
+            LogBody::Partial(_) => PARTIALS,
+            LogBody::Batch(entries) if entries.iter().any(of_alerts) => VERSION,
+            LogBody::Batch(_) | LogBody::Barrier { .. } => FIRST,
+        });
         match &self.body {
             LogBody::Batch(entries) => {
                 out.push(BATCH);

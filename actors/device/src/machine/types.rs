@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::alert::Transition;
 use crate::entry::Entries;
 use crate::payload::{PayloadFormat, Refusal};
 use crate::seq::Epoch;
@@ -79,7 +80,7 @@ pub struct Counts {
 }
 
 /// What the device wants done; none of it is needed for correctness after a crash.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Publish to the device's own topic `devices/{id}/{topic}`.
     Publish {
@@ -92,6 +93,8 @@ pub enum Effect {
     },
     /// Something that an operator may want to know.
     Event(Event),
+    /// An alert has changed, and the log says so.
+    Alert(Box<Transition>),
 }
 
 /// Something that an operator may want to know about a device.
