@@ -80,3 +80,52 @@ impl OpenAlerts {
         self.open.lock().is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use device::alert::{Event, IncidentId};
+
+    use super::*;
+
+    fn transition(to: State, value: Option<f64>, history: bool) -> Transition {
+        Transition {
+            number: 1,
+            rule: "hot".into(),
+            version: 7,
+            ts: Default::default(),
+            event: Event::Fired,
+            from: State::Ok,
+            to,
+            severity: "warning".into(),
+            incident: IncidentId(5),
+            since: Default::default(),
+            value,
+            backfilled: history,
+            history,
+            stale: false,
+            ack: None,
+            told: Vec::new(),
+            labels: "".into(),
+        }
+    }
+
+    #[test]
+    fn what_is_not_ok_is_listed_and_outlives_a_checkpoint() {
+        let view = OpenAlerts::default();
+        view.take("a", &[transition(State::Firing, Some(81.0), false), transition(State::Firing, None, false)]);
+        view.take("b", &[transition(State::Firing, Some(82.0), false), transition(State::Ok, None, true)]);
+        view.take("c", &[transition(State::Firing, Some(83.0), false), transition(State::Ok, None, false)]);
+        let bytes = view.checkpoint().unwrap();
+        assert_eq!(view.checkpoint(), None, "only what has changed is written");
+        let again = OpenAlerts::default();
+        again.restore(Some(bytes.clone())).unwrap();
+        let all = again.list(None, 9, |_, _| true);
+        let shown: Vec<_> = all.iter().map(|((device, _), last)| (&**device, last.value)).collect();
+        assert_eq!(shown, [("a", Some(81.0)), ("b", Some(82.0))], "incidents of the past are not those of now");
+        assert_eq!(again.list(Some(&all[0].0), 9, |_, _| true).len(), 1);
+        assert_eq!((again.len(), again.is_empty(), again.list(None, 1, |_, _| true).len()), (2, false, 1));
+        let newer = [&[2], &bytes[1..]].concat();
+        let error = OpenAlerts::default().restore(Some(newer.into())).unwrap_err();
+        assert_eq!(error, "damaged at byte 1: expected a version that this engine knows");
+    }
+}

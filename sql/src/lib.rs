@@ -54,7 +54,8 @@ pub use check::check;
 pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
 pub use interval::shown as duration;
 pub use project::{
-    AlertPlan, DEFAULT_LATENESS_NS, Granularity, Join, Kind, PipelinePlan, Project, Reads, StreamDecl, TableDecl, Window,
+    AlertPlan, DEFAULT_LATENESS_NS, Granularity, Join, Kind, PipelinePlan, Project, Reads, StreamDecl, TableDecl,
+    Window,
 };
 pub use reference::read_tables;
 pub use render::{render_all, render_json};

@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 
 use actors::message::Ingress;
 
-use super::{alerts, chains};
 use super::ledger::Fate;
 use super::live::{Ground, Live};
 use super::machine::Machine;
 use super::project::WINDOWED;
 use super::reference::{Reference, Row, Window, rows};
 use super::tables::{self, floats, integers, texts};
+use super::{alerts, chains};
 use crate::note;
 
 /// Compares everything with everything.

@@ -3,7 +3,7 @@
 use super::alerts::Alerts;
 use super::lane::{Lane, Line};
 use super::machine::{Incident, Machine, Rising, Sample};
-use super::transition::{Ack, IncidentId, Transition, fixed, put_texts, state, text, texts};
+use super::transition::{Ack, IncidentId, Transition, finite, fixed, put_texts, state, text, texts};
 use crate::time::Timestamp;
 use crate::varint::{self, Broken, Cursor};
 
@@ -83,7 +83,7 @@ fn line(cursor: &mut Cursor<'_>) -> Result<Line, Broken> {
             [cursor.byte("a sample")?, cursor.byte("a sample")?, cursor.byte("a sample")?, cursor.byte("a sample")?];
         let value = match flags & 2 {
             0 => None,
-            _ => Some(f64::from_le_bytes(fixed(cursor)?)),
+            _ => Some(finite(cursor)?),
         };
         waiting.push(Sample { ts: Timestamp(before), raise, known, clear, old: flags & 1 != 0, value });
     }

@@ -248,7 +248,7 @@ impl Transition {
         let flags = cursor.byte("flags of a transition")?;
         let value = match flags & VALUE {
             0 => None,
-            _ => Some(f64::from_le_bytes(fixed(cursor)?)),
+            _ => Some(finite(cursor)?),
         };
         let ack = match flags & ACK {
             0 => None,
@@ -320,6 +320,14 @@ pub(super) fn fixed(cursor: &mut Cursor<'_>) -> Result<[u8; 8], Broken> {
     let mut value = [0; 8];
     value.copy_from_slice(cursor.take(8, "eight bytes")?);
     Ok(value)
+}
+
+/// A number that an alert compared: those that are none never get so far.
+pub(super) fn finite(cursor: &mut Cursor<'_>) -> Result<f64, Broken> {
+    match f64::from_le_bytes(fixed(cursor)?) {
+        value if value.is_finite() => Ok(value),
+        _ => cursor.broken("a finite number"),
+    }
 }
 
 pub(super) fn put_texts(out: &mut Vec<u8>, texts: &[Arc<str>]) {

@@ -64,9 +64,8 @@ impl From<Broken> for DecodeError {
 impl LogRecord {
     /// Appends the record's stored form to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let of_alerts = |entry: &Entry| {
-            matches!(entry.body, Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_))
-        };
+        let of_alerts =
+            |entry: &Entry| matches!(entry.body, Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_));
         out.push(match &self.body {
             LogBody::Partial(_) => PARTIALS,
             LogBody::Batch(entries) if entries.iter().any(of_alerts) => VERSION,
@@ -112,7 +111,7 @@ impl LogRecord {
         let kind = cursor.byte("a kind of record")?;
         let time = Timestamp(cursor.signed("a time")?);
         let body = match kind {
-            BATCH if found == FIRST => {
+            BATCH if found != PARTIALS => {
                 // The shortest entry: a name of two bytes, a time, a tag and an epoch.
                 let count = cursor.count(5, "a number of entries")?;
                 let mut entries: Vec<Entry> = Vec::with_capacity(count);
@@ -127,7 +126,7 @@ impl LogRecord {
                 cut: boolean(&mut cursor, "whether files are cut")?,
                 catalog: cursor.unsigned("a catalog version")?,
             },
-            PARTIAL if found == VERSION => LogBody::Partial(Partial {
+            PARTIAL if found == PARTIALS => LogBody::Partial(Partial {
                 pipeline: cursor.text("the name of a pipeline")?.to_owned(),
                 shard: match u16::try_from(cursor.unsigned("a shard")?) {
                     Ok(shard) => ShardId(shard),
