@@ -399,6 +399,7 @@ impl Shard {
                 // It names what the records before it belong to; where it differs from the barrier before it there
                 // are none, and what follows belongs to it.
                 LogBody::Barrier { catalog, .. } => self.book.note(position, *catalog),
+                LogBody::Partial(_) => {}
             }
             Ok(())
         })?;

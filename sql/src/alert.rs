@@ -193,7 +193,18 @@ fn level(
         let schema = storage::schema::stream_schema(&decl.stream);
         let columns: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
         let table = &*decl.stream.name;
-        let scope = Scope { file, state, table, alias: table, columns: &columns, outputs: &[], grouped: false };
+        let scope = Scope {
+            file,
+            state,
+            table,
+            pipeline: false,
+            time: "ts",
+            device: Some("device"),
+            alias: table,
+            columns: &columns,
+            outputs: &[],
+            grouped: false,
+        };
         let before = found.len();
         expression::check(&scope, clause, &condition.expr, found);
         let complained = found.len() > before;

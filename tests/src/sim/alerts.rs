@@ -39,6 +39,7 @@ pub(super) fn compare(trace: &Trace, ledger: &Ledger, shards: u16, begun: &[Begu
                     counts = project::version(*catalog).unwrap_or(counts);
                     continue;
                 }
+                LogBody::Partial(_) => continue,
             };
             let Some(rules) = rules.get(counts as usize) else { return Err("a version without rules".to_owned()) };
             for entry in entries.iter().filter(|entry| entry.device != DeviceId::nobody()) {

@@ -1,7 +1,7 @@
 //! The alerts of the device: what durable entries do to them, and what has to become an entry because of them.
 
 use super::Device;
-use crate::alert::{Alerts, IncidentId, Rules, Scene, Wants};
+use crate::alert::{IncidentId, Rules, Scene, Wants};
 use crate::entry::{Body, Entry};
 use crate::schema::Catalog;
 use crate::time::Timestamp;
@@ -66,6 +66,6 @@ impl Device {
 
     /// Whether that incident is open.
     pub fn has_incident(&self, incident: IncidentId) -> bool {
-        self.alerts.as_ref().is_some_and(|alerts: &Box<Alerts>| alerts.is_open(incident))
+        self.alerts.as_ref().is_some_and(|alerts| alerts.is_open(incident))
     }
 }
