@@ -8,14 +8,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use device::alert::{Ack, Event, IncidentId, Transition, Wants};
 use device::entry::{Body, DeadLetter, Entry, Reason};
-use device::machine::{self, Decision, Device, Effect, EpochLedger};
+use device::id::DeviceId;
+use device::machine::{self, Decision, Device, Effect, EpochLedger, Watch};
 use device::payload::PayloadFormat;
 use device::seq::Position;
 use device::time::Timestamp;
 
+use crate::admission::Credit;
 use crate::handle::DeviceHandle;
-use crate::message::{Channel, Inbound, Outcome};
+use crate::message::{Channel, Inbound, Outcome, Reply};
 use crate::metrics::add;
 use crate::shard::Shard;
 
@@ -28,19 +31,30 @@ pub(crate) struct Failure {
     pub(crate) untouched: Option<Inbound>,
 }
 
+/// An entry that is being committed.
+#[derive(Debug)]
+struct Staged {
+    position: Position,
+    entry: Entry,
+    /// Streams that its records belong to.
+    streams: u64,
+}
+
 /// A device that is awake.
 #[derive(Debug)]
 pub(crate) struct Carrier {
     shard: Arc<Shard>,
     device: Device,
-    staged: VecDeque<(Position, Entry)>,
+    staged: VecDeque<Staged>,
+    /// Number of the last transition that was pushed to the committer.
+    logged: u64,
     /// How many of the staged entries their sender expects an ack frame for.
     to_acknowledge: usize,
 }
 
 impl Carrier {
     pub(crate) fn new(shard: Arc<Shard>, device: Device) -> Self {
-        Self { shard, device, staged: VecDeque::new(), to_acknowledge: 0 }
+        Self { shard, device, staged: VecDeque::new(), logged: 0, to_acknowledge: 0 }
     }
 
     /// A message has its turn.
@@ -60,6 +74,7 @@ impl Carrier {
             carrier.settle(handle);
             let effects = carrier.device.tick(now);
             carrier.carry_out(handle, effects);
+            carrier.pass_time(handle, now);
             if carrier.device.owes() || !carrier.staged.is_empty() {
                 carrier.shard.attend(handle);
             }
@@ -107,14 +122,91 @@ impl Carrier {
             return;
         }
         let durable = self.shard.committer.durable();
-        while let Some((position, entry)) = self.staged.pop_front_if(|(position, _)| *position <= durable) {
+        while let Some(Staged { position, entry, streams }) =
+            self.staged.pop_front_if(|staged| staged.position <= durable)
+        {
             self.to_acknowledge -= usize::from(wants_ack(&entry));
-            let effects = self.device.apply(position, &entry);
+            let book = &self.shard.book;
+            let rules = (book.any() || self.device.is_alerting()).then(|| book.at(position));
+            let watch = rules.as_ref().map(|rules| Watch { rules, streams });
+            let effects = self.device.apply_under(position, &entry, watch);
             self.carry_out(handle, effects);
-            if self.staged.front().is_none_or(|(next, _)| *next > position) {
+            if self.staged.front().is_none_or(|next| next.position > position) {
                 self.device.advance(position);
             }
         }
+        if self.device.is_alerting() {
+            self.log_transitions(handle);
+        }
+    }
+
+    /// Transitions that durable entries have made become entries.
+    fn log_transitions(&mut self, handle: &Arc<DeviceHandle>) {
+        while let Some((entry, last)) = self.device.unlogged((self.shard.clock)(), self.logged) {
+            self.logged = last;
+            self.stage(handle, entry, None);
+        }
+    }
+
+    /// Commits an entry of the engine's own.
+    fn stage(&mut self, handle: &Arc<DeviceHandle>, entry: Entry, reply: Option<Reply>) {
+        // Before the push: a checkpoint that covers the entry must find this device on its list.
+        self.shard.touch(handle);
+        let reply = reply.map(|reply| (reply, Outcome::Stored));
+        let position = self.shard.committer.push([entry.clone()], reply, Credit::free());
+        self.staged.push_back(Staged { position, entry, streams: 0 });
+        self.shard.attend(handle);
+    }
+
+    /// Whether it has alerts to look after.
+    pub(crate) fn is_alerting(&self) -> bool {
+        self.device.is_alerting()
+    }
+
+    /// Brings into the log what was made and never reached it, and has a tick soon.
+    pub(crate) fn look_again(&mut self, handle: &Arc<DeviceHandle>) {
+        self.log_transitions(handle);
+        self.shard.attend(handle);
+    }
+
+    /// Says that time has passed if that changes an alert, or when to ask again.
+    fn pass_time(&mut self, handle: &Arc<DeviceHandle>, now: Timestamp) {
+        if !self.device.is_alerting() || !self.staged.is_empty() {
+            return;
+        }
+        let floor = self.shard.floor;
+        match self.device.wants(&self.shard.book.now(), now, floor) {
+            Wants::Now => {
+                let entry = Entry { device: handle.id().clone(), received: now, body: Body::Tick { floor } };
+                self.stage(handle, entry, None);
+            }
+            Wants::At(at) => {
+                if handle.wants_reminder(at) {
+                    self.shard.book.remind(at, handle.id().clone());
+                }
+            }
+            Wants::Nothing => {}
+        }
+    }
+
+    /// Somebody takes care of an incident, or (`None`) no longer does. False: it is not open. `reply` is told when
+    /// it is durable.
+    pub(crate) fn acknowledge(
+        &mut self,
+        handle: &Arc<DeviceHandle>,
+        (incident, ack): (IncidentId, Option<Ack>),
+        reply: Reply,
+    ) -> Result<bool, Failure> {
+        self.guarded(|carrier| {
+            carrier.settle(handle);
+            let open = carrier.device.has_incident(incident);
+            if open {
+                let body = Body::Acknowledge { incident, ack };
+                let entry = Entry { device: handle.id().clone(), received: (carrier.shard.clock)(), body };
+                carrier.stage(handle, entry, Some(reply));
+            }
+            open
+        })
     }
 
     fn admit(&mut self, handle: &Arc<DeviceHandle>, inbound: Inbound) -> Result<(), Failure> {
@@ -175,7 +267,11 @@ impl Carrier {
             let entries = verdict.entries.clone();
             let position = self.shard.committer.push(verdict.entries, reply.map(|reply| (reply, outcome)), credit);
             self.to_acknowledge += entries.iter().filter(|entry| wants_ack(entry)).count();
-            self.staged.extend(entries.into_iter().map(|entry| (position, entry)));
+            let streams = verdict.streams;
+            self.staged.extend(entries.into_iter().map(|entry| Staged { position, entry, streams }));
+            if self.shard.book.any() && self.shard.book.now().look_at(streams) {
+                self.shard.attend(handle);
+            }
             drop(declared);
         } else if let Some(reply) = reply {
             match verdict.decision {
@@ -196,12 +292,33 @@ impl Carrier {
                 Effect::Publish { topic, payload, qos } => {
                     self.shard.downlink.publish(handle.id(), topic, Bytes::from(payload), qos);
                 }
+                Effect::Alert(transition) => announce(handle.id(), &transition),
                 Effect::Event(event) => {
                     add(&self.shard.metrics.events, 1);
                     tracing::info!(device = %handle.id(), ?event, "device event");
                 }
             }
         }
+    }
+}
+
+/// The log's part of telling people. The table `_alerts` has every transition.
+fn announce(device: &DeviceId, transition: &Transition) {
+    let Transition { rule, incident, severity, event, told, since, value, .. } = transition;
+    let (rule, severity, since) = (&**rule, &**severity, since.0);
+    match event {
+        Event::Told => {
+            let to = told.join(", ");
+            tracing::warn!(%device, rule, %incident, severity, since, to, "alert: somebody has to be told");
+        }
+        Event::Fired | Event::Escalated | Event::Surfaced if !transition.history => {
+            tracing::warn!(%device, rule, %incident, severity, since, value, "alert {}", event.as_str());
+        }
+        Event::Resolved if !transition.history => {
+            let told = told.join(", ");
+            tracing::info!(%device, rule, %incident, severity, since, told, "alert resolved");
+        }
+        _ => {}
     }
 }
 
@@ -217,6 +334,7 @@ fn wants_ack(entry: &Entry) -> bool {
     match &entry.body {
         Body::Records(records) => records.format == PayloadFormat::Frame,
         Body::Loss(_) | Body::Closed { .. } => true,
+        Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_) => false,
         Body::DeadLetter(letter) => letter.accounted.is_some(),
     }
 }

@@ -12,8 +12,8 @@
 //! and a simulation steps it by itself.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +33,7 @@ use crate::admission::Credit;
 use crate::declared::{Declared, Switch};
 use crate::message::{Outcome, Reply};
 use crate::metrics::{Metrics, add};
+use crate::rules::RuleBook;
 
 /// When barriers are due.
 #[derive(Debug, Clone)]
@@ -95,6 +96,8 @@ pub struct Committer {
     wake: Condvar,
     durable: AtomicU64,
     healthy: AtomicBool,
+    /// Hears where another version of the project begins to count.
+    book: OnceLock<Arc<RuleBook>>,
 }
 
 impl std::fmt::Debug for Committer {
@@ -138,7 +141,13 @@ impl Committer {
             wake: Condvar::new(),
             durable: AtomicU64::new(start.position.0),
             healthy: AtomicBool::new(true),
+            book: OnceLock::new(),
         }
+    }
+
+    /// Tells `book` where another version of the project begins to count.
+    pub(crate) fn tell(&self, book: Arc<RuleBook>) {
+        let _ = self.book.set(book);
     }
 
     /// Everything up to here is durable.
@@ -266,6 +275,9 @@ impl Committer {
         }
         if let Some((position, project, requests)) = progress.switch_next.take() {
             progress.project = Some(project);
+            if let Some(book) = self.book.get() {
+                book.note(position, project);
+            }
             return Ok(self.barrier_record(position, true, requests, progress, work));
         }
         let Some(taken) = self.take(progress, work) else {

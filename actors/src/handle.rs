@@ -31,6 +31,8 @@ pub struct DeviceHandle {
     dirty: AtomicBool,
     /// On the list of those who want a tick.
     pub(crate) attention: AtomicBool,
+    /// When it will be reminded that time has passed; `i64::MAX`: not.
+    reminder: AtomicI64,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,7 @@ impl DeviceHandle {
             last_seen: AtomicI64::new(now.0),
             dirty: AtomicBool::new(false),
             attention: AtomicBool::new(false),
+            reminder: AtomicI64::new(i64::MAX),
         }
     }
 
@@ -118,7 +121,16 @@ impl DeviceHandle {
                 }
             }
         }
+        let alerting = carrier.is_alerting();
         *seat = Seat::Taken(carrier);
+        drop(seat);
+        if alerting {
+            // What it slept through, and transitions that a crash kept out of the log.
+            self.with(|carrier, handle| {
+                carrier.look_again(handle);
+                Ok(())
+            });
+        }
         Ok(())
     }
 
@@ -160,6 +172,16 @@ impl DeviceHandle {
     /// When a message last came.
     pub(crate) fn last_seen(&self) -> Timestamp {
         Timestamp(self.last_seen.load(Ordering::Relaxed))
+    }
+
+    /// Whether it has to be reminded at that time; a reminder before it is enough.
+    pub(crate) fn wants_reminder(&self, at: Timestamp) -> bool {
+        at.0 < self.reminder.load(Ordering::Relaxed) && at.0 < self.reminder.swap(at.0, Ordering::AcqRel)
+    }
+
+    /// The reminder has come.
+    pub(crate) fn reminded(&self) {
+        self.reminder.store(i64::MAX, Ordering::Release);
     }
 
     /// Marks as changed; true if it was not before.

@@ -7,6 +7,7 @@
 //! - [`declared`]: the streams that devices admit messages for, and their change at one position of the log.
 //! - [`handle`]: the seat of a device, where each message has its turn; it outlives the actor that owns what sits there.
 //! - `carrier`: one step of a device: what is durable, the message, the committer, the effects.
+//! - [`rules`]: which alert rules count where in the log.
 //! - [`shard`]: the devices of one shard: who is awake, who has changed, where their state is found.
 //! - [`device_actor`], [`supervisor`]: the ractor actors.
 //! - [`node`]: all shards of this process; implements [`message::Ingress`].
@@ -23,6 +24,7 @@ pub mod handle;
 pub mod message;
 pub mod metrics;
 pub mod node;
+pub mod rules;
 pub mod shard;
 pub mod supervisor;
 

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use device::alert::{Ack, IncidentId};
 use device::entry::{Body, DeadLetter, Entry};
 use device::id::{DeviceId, ShardId};
 use device::machine::EpochLedger;
 use device::seq::Barrier;
+use device::time::Timestamp;
+use parking_lot::Mutex;
 use ractor::{Actor, ActorRef};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -14,7 +17,7 @@ use tokio::task::JoinHandle;
 use crate::admission::Admission;
 use crate::device_actor::DeviceMessage;
 use crate::handle::DeviceHandle;
-use crate::message::{Inbound, Ingress, Outcome, Stray};
+use crate::message::{Inbound, Ingress, Outcome, OutcomeSink, Reply, Stray};
 use crate::metrics::{Metrics, add};
 use crate::shard::{Shard, ShardError};
 use crate::supervisor::{ShardSupervisor, SupervisorMessage};
@@ -25,6 +28,29 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often sleepers are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
 
+/// How often a device that is on its way is asked again, and after how long each time: 10 s in all.
+const PATIENCE: usize = 1000;
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Tells one waiter that an entry is durable.
+#[derive(Debug)]
+struct Durable(Mutex<Option<oneshot::Sender<()>>>);
+
+impl Durable {
+    fn new() -> (Arc<Self>, oneshot::Receiver<()>) {
+        let (sender, receiver) = oneshot::channel();
+        (Arc::new(Self(Mutex::new(Some(sender)))), receiver)
+    }
+}
+
+impl OutcomeSink for Durable {
+    fn decided(&self, _: u64, _: Outcome) {
+        if let Some(sender) = self.0.lock().take() {
+            let _ = sender.send(());
+        }
+    }
+}
+
 /// The device side of a process: shards, supervisors, timers.
 pub struct Node {
     shards: Vec<Arc<Shard>>,
@@ -32,6 +58,7 @@ pub struct Node {
     admission: Admission,
     metrics: Arc<Metrics>,
     timer: JoinHandle<()>,
+    reminder: JoinHandle<()>,
 }
 
 impl std::fmt::Debug for Node {
@@ -59,6 +86,14 @@ impl Node {
             supervisors.push(supervisor);
         }
         let ticking = shards.clone();
+        let reminded = shards.clone();
+        let reminder = tokio::spawn(async move {
+            for shard in &reminded {
+                if let Err(error) = shard.remind_all().await {
+                    tracing::warn!(shard = %shard.id, %error, "cannot look for alerts that wait for time to pass");
+                }
+            }
+        });
         let timer = tokio::spawn(async move {
             let mut ticks = tokio::time::interval(TICK);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -79,7 +114,7 @@ impl Node {
                 }
             }
         });
-        Ok(Self { shards, supervisors, admission, metrics, timer })
+        Ok(Self { shards, supervisors, admission, metrics, timer, reminder })
     }
 
     /// The shards, by id.
@@ -122,9 +157,42 @@ impl Node {
         Ok(shard.load(device, true).await?.ledger())
     }
 
+    /// Somebody takes care of an incident for so long, or (`None`) no longer does. Returns what is durable now; `None`: the
+    /// incident is not open, or its device did not answer.
+    pub async fn acknowledge(
+        &self,
+        device: &DeviceId,
+        incident: IncidentId,
+        ack: Option<(String, Duration)>,
+    ) -> Option<Option<Ack>> {
+        let ack = ack.map(|(by, lasts)| {
+            let lasts = i64::try_from(lasts.as_nanos()).unwrap_or(i64::MAX);
+            Ack { by: by.into(), until: (self.shard(device).clock)().plus(lasts) }
+        });
+        let (sink, durable) = Durable::new();
+        for _ in 0..PATIENCE {
+            // Asked anew each time: a device that falls asleep meanwhile has another handle then.
+            let handle = self.shard(device).open(device);
+            let reply = Reply { sink: sink.clone(), ticket: 0 };
+            let request = (incident, ack.clone());
+            match handle.with(|carrier, handle| carrier.acknowledge(handle, request, reply)) {
+                Some(true) => return durable.await.is_ok().then_some(ack),
+                Some(false) => return None,
+                None => tokio::time::sleep(RETRY).await,
+            }
+        }
+        None
+    }
+
+    /// Has a device look at its alerts soon, awake or not.
+    pub fn look_at_alerts(&self, device: &DeviceId) {
+        self.shard(device).book.remind(Timestamp(i64::MIN), device.clone());
+    }
+
     /// Stops the actors. What is durable stays; call it after the committers have stopped.
     pub async fn stop(&self) {
         self.timer.abort();
+        self.reminder.abort();
         for supervisor in &self.supervisors {
             supervisor.get_cell().stop_children(None);
             supervisor.stop(None);

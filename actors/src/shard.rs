@@ -10,11 +10,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use device::alert::Wants;
 use device::entry::{Entry, LogBody, LogRecord};
 use device::id::{DeviceId, ShardId};
-use device::machine::Device;
+use device::machine::{Device, Watch};
 use device::schema::Catalog;
 use device::seq::{Barrier, Position};
+use device::time::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use ractor::ActorRef;
 use storage::log::{LogError, ShardLog};
@@ -27,10 +29,14 @@ use crate::device_actor::{DeviceMessage, SnapshotRequest};
 use crate::handle::DeviceHandle;
 use crate::message::Downlink;
 use crate::metrics::Metrics;
+use crate::rules::RuleBook;
 use crate::supervisor::SupervisorMessage;
 
 /// How much of the log is read at a time when state is rebuilt from it.
 const READ_BYTES: usize = 4 << 20;
+
+/// Devices whose states are read at a time.
+const PAGE: usize = 1000;
 
 /// Devices that have their tick before other tasks have their turn: about 0.1 ms.
 const TICKS: usize = 256;
@@ -77,6 +83,10 @@ pub struct Shard {
     pub(crate) downlink: Arc<dyn Downlink>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) passivate_after_ns: i64,
+    /// Which alert rules count where.
+    pub book: Arc<RuleBook>,
+    /// When the shard was opened: nothing could be heard before.
+    pub(crate) floor: Timestamp,
     supervisor: OnceLock<ActorRef<SupervisorMessage>>,
     devices: RwLock<HashMap<DeviceId, Arc<DeviceHandle>>>,
     parked: Mutex<HashMap<DeviceId, Parked>>,
@@ -111,6 +121,8 @@ pub struct Parts {
     pub passivate_after_ns: i64,
     /// Position that the state store stands for.
     pub checkpoint: Position,
+    /// Alert rules: those that count at the checkpoint, and others that the log may go over to.
+    pub book: RuleBook,
 }
 
 impl std::fmt::Debug for Shard {
@@ -122,7 +134,11 @@ impl std::fmt::Debug for Shard {
 impl Shard {
     /// A shard with nobody awake.
     pub fn new(parts: Parts) -> Self {
+        let book = Arc::new(parts.book);
+        parts.committer.tell(book.clone());
         Self {
+            book,
+            floor: (parts.clock)(),
             id: parts.id,
             committer: parts.committer,
             log: parts.log,
@@ -228,15 +244,55 @@ impl Shard {
     }
 
     /// Ticks those who asked for it.
-    pub(crate) async fn tick(&self) {
-        let waiting = std::mem::take(&mut *self.attention.lock());
+    pub async fn tick(&self) {
         let now = (self.clock)();
+        for id in self.book.due(now) {
+            // A device that sleeps looks by itself when it is awake.
+            let handle = self.open(&id);
+            handle.reminded();
+            self.attend(&handle);
+        }
+        let waiting = std::mem::take(&mut *self.attention.lock());
         for some in waiting.chunks(TICKS) {
             for handle in some {
                 handle.attention.store(false, Ordering::Release);
                 handle.with(|carrier, handle| carrier.tick(handle, now));
             }
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Looks for sleeping devices whose alerts wait for time to pass, or have transitions that never reached the log.
+    /// For the start: later on each device says so itself.
+    pub(crate) async fn remind_all(&self) -> Result<(), ShardError> {
+        if !self.book.any() {
+            return Ok(());
+        }
+        let (rules, now) = (self.book.now(), (self.clock)());
+        let look = |id: DeviceId, snapshot: &[u8]| {
+            // What cannot be read is complained about when the device wakes.
+            let Ok(device) = Device::restore(id.clone(), snapshot) else { return };
+            let at = match (device.unlogged(now, 0), device.wants(&rules, now, self.floor)) {
+                (Some(_), _) | (None, Wants::Now) => now,
+                (None, Wants::At(at)) => at,
+                (None, Wants::Nothing) => return,
+            };
+            self.book.remind(at, id);
+        };
+        let parked: Vec<(DeviceId, Bytes)> =
+            self.parked.lock().iter().map(|(id, parked)| (id.clone(), parked.snapshot.clone())).collect();
+        let known: HashSet<DeviceId> = parked.iter().map(|(id, _)| id.clone()).collect();
+        for (id, snapshot) in parked {
+            look(id, &snapshot);
+        }
+        let mut after: Option<DeviceId> = None;
+        loop {
+            let page = self.state.devices(after.as_ref().map(DeviceId::as_str), PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(last.clone());
+            for (id, snapshot) in page.into_iter().filter(|(id, _)| !known.contains(id)) {
+                look(id, &snapshot);
+            }
         }
     }
 
@@ -287,20 +343,29 @@ impl Shard {
     /// Applies what the log holds of one device behind `after`.
     fn replay(&self, device: &mut Device, after: Position, upto: Position) -> Result<(), ShardError> {
         let id = device.id().clone();
-        self.scan(after, upto, |position, entries| {
-            for entry in entries.iter().filter(|entry| entry.device == id) {
-                device.apply(position, entry);
+        self.scan(after, upto, |position, body| {
+            if let LogBody::Batch(entries) = body {
+                for entry in entries.iter().filter(|entry| entry.device == id) {
+                    self.apply(device, position, entry);
+                }
+                device.advance(position);
             }
-            device.advance(position);
             Ok(())
         })
+    }
+
+    /// Applies an entry of the log under the rules that counted there.
+    fn apply(&self, device: &mut Device, position: Position, entry: &Entry) {
+        let rules = (self.book.any() || device.is_alerting()).then(|| self.book.at(position));
+        let watch = rules.as_ref().map(|rules| Watch { rules, streams: u64::MAX });
+        device.apply_under(position, entry, watch);
     }
 
     fn scan(
         &self,
         after: Position,
         upto: Position,
-        mut each: impl FnMut(Position, &[Entry]) -> Result<(), ShardError>,
+        mut each: impl FnMut(Position, &LogBody) -> Result<(), ShardError>,
     ) -> Result<(), ShardError> {
         let mut next = after.next();
         while next <= upto {
@@ -316,9 +381,7 @@ impl Shard {
                     what: format!("record {position} of the log of shard {}", self.id),
                     error: error.to_string(),
                 })?;
-                if let LogBody::Batch(entries) = &record.body {
-                    each(position, entries)?;
-                }
+                each(position, &record.body)?;
                 next = position.next();
             }
         }
@@ -332,9 +395,17 @@ impl Shard {
         let upto = self.committer.durable();
         #[cfg(feature = "planted")]
         let upto = if device::planted::is("recovery-without-tail") { Position(upto.0.saturating_sub(1)) } else { upto };
-        self.scan(Position(self.checkpoint.load(Ordering::Acquire)), upto, |position, entries| {
-            for entry in entries.iter().filter(|entry| entry.device != DeviceId::nobody()) {
-                entries_of.entry(entry.device.clone()).or_default().push((position, entry.clone()));
+        self.scan(Position(self.checkpoint.load(Ordering::Acquire)), upto, |position, body| {
+            match body {
+                LogBody::Batch(entries) => {
+                    for entry in entries.iter().filter(|entry| entry.device != DeviceId::nobody()) {
+                        entries_of.entry(entry.device.clone()).or_default().push((position, entry.clone()));
+                    }
+                }
+                // It names what the records before it belong to; where it differs from the barrier before it there
+                // are none, and what follows belongs to it.
+                LogBody::Barrier { catalog, .. } => self.book.note(position, *catalog),
+                LogBody::Partial(_) => {}
             }
             Ok(())
         })?;
@@ -346,7 +417,7 @@ impl Shard {
                 if *position != last && last.0 > 0 {
                     device.advance(last);
                 }
-                device.apply(*position, entry);
+                self.apply(&mut device, *position, entry);
                 last = *position;
             }
             device.advance(last);

@@ -99,6 +99,7 @@ impl World {
             metrics: metrics.clone(),
             passivate_after_ns: 600 * SECOND,
             checkpoint: Position(0),
+            book: crate::rules::RuleBook::empty(),
         }));
         let work = Work {
             log: log.clone(),

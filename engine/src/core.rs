@@ -195,7 +195,7 @@ impl Core {
             .await
             .map_err(|e| CoreError::Other(format!("cannot start the shard supervisors: {e}")))?;
         let redecoding = tokio::spawn(redecode(node.shards().to_vec(), statuses.clone()));
-        Ok(Self {
+        let core = Self {
             node: Arc::new(node),
             statuses,
             tables: Arc::new(TableStore::open(store)),
@@ -211,7 +211,9 @@ impl Core {
             redecoding: Mutex::new(redecoding),
             fatal: tokio::sync::Mutex::new(fatal),
             _lock: lock,
-        })
+        };
+        core.review_alerts();
+        Ok(core)
     }
 
     /// Whether devices can be served: every log takes appends, every store takes writes.
@@ -309,7 +311,22 @@ impl Core {
         *self.project.write() = (project, catalog);
         let redecoding = tokio::spawn(redecode(self.node.shards().to_vec(), self.statuses.clone()));
         std::mem::replace(&mut *self.redecoding.lock(), redecoding).abort();
+        self.review_alerts();
         Ok(true)
+    }
+
+    /// Incidents of rules that are gone or have changed end: their devices look at themselves, also those that sleep.
+    fn review_alerts(&self) {
+        let project = self.project();
+        let counts = |rule: &str, version| project.alert(rule).is_some_and(|plan| plan.rule.version == version);
+        for status in &self.statuses {
+            for ((device, _), _) in status.alerts.list(None, usize::MAX, |(_, rule), last| !counts(rule, last.version))
+            {
+                if let Ok(device) = DeviceId::new(&device) {
+                    self.node.look_at_alerts(&device);
+                }
+            }
+        }
     }
 
     /// Waits until queries see everything that is durable now.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use actors::committer::{Clock, Committer, Start};
 use actors::message::Downlink;
 use actors::metrics::Metrics;
+use actors::rules::RuleBook;
 use actors::shard::{Parts as ShardParts, Random, Shard, Snapshots};
 use bytes::Bytes;
 use device::entry::{LogBody, LogRecord};
@@ -68,6 +69,13 @@ impl Opened {
 }
 
 impl Opener {
+    /// The alert rules of a project, and of those that the log may go over to.
+    fn book(&self, project: &Arc<Project>) -> RuleBook {
+        let projects = self.projects.clone();
+        let of = move |version| projects(version).map(|project: Arc<Project>| Arc::new(project.rules()));
+        RuleBook::new(Arc::new(project.rules()), Arc::new(of))
+    }
+
     /// Recovers a shard: devices from state and log, then tables and pipelines by replay.
     pub async fn shard(
         &self,
@@ -92,6 +100,7 @@ impl Opener {
             metrics: metrics.clone(),
             passivate_after_ns: i64::try_from(self.passivate_after.as_nanos()).unwrap_or(i64::MAX),
             checkpoint,
+            book: self.book(project),
         }));
         shard.recover().await?;
         let status = Arc::new(Status::default());

@@ -2,7 +2,7 @@
 
 use arrow::datatypes::Schema;
 use serde::{Deserialize, Serialize};
-use sql::{Kind, Known, PipelinePlan, Project, StreamDecl, StreamJoin, duration};
+use sql::{AlertPlan, Kind, Known, PipelinePlan, Project, StreamDecl, StreamJoin, duration};
 
 use crate::housekeeping::Drops;
 
@@ -20,6 +20,35 @@ pub struct Overview {
     /// What its data directory knows of streams, declared or not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub schemas: Vec<Known>,
+    /// Alerts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alerts: Vec<Alert>,
+}
+
+/// An alert.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alert {
+    /// Its name.
+    pub name: String,
+    /// Changes when readings may mean something else.
+    pub version: String,
+    /// The stream it looks at.
+    pub source: String,
+    /// Its severities, lowest first.
+    pub severities: Vec<String>,
+    /// What raises and clears it.
+    pub query: String,
+    /// Who is told, and when.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub escalate: Vec<String>,
+    /// What travels with each incident, as `name=value`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// Text for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    /// File and line of its statement.
+    pub at: String,
 }
 
 /// A stream or a reference table.
@@ -135,6 +164,7 @@ impl Overview {
                 })
                 .collect(),
             pipelines: project.pipelines.iter().map(Pipeline::of).collect(),
+            alerts: project.alerts.iter().map(Alert::of).collect(),
             schemas: Vec::new(),
         }
     }
@@ -142,6 +172,11 @@ impl Overview {
     /// With what its data directory knows of streams.
     pub fn knowing(self, schemas: Vec<Known>) -> Self {
         Self { schemas, ..self }
+    }
+
+    /// The alert of that name.
+    pub fn alert(&self, name: &str) -> Option<&Alert> {
+        self.alerts.iter().find(|alert| alert.name == name)
     }
 
     /// The pipeline of that name.
@@ -193,6 +228,28 @@ fn stream_join(join: &StreamJoin) -> String {
     }
 }
 
+impl Alert {
+    fn of(plan: &AlertPlan) -> Self {
+        let (file, span) = &plan.at;
+        let rule = &plan.rule;
+        let escalate = rule.ladder.iter().map(|step| {
+            let again = step.repeat_ns.map_or(String::new(), |ns| format!(" every {} max {}", duration(ns), step.most));
+            format!("{} after {}{again}", step.to, duration(step.after_ns))
+        });
+        Self {
+            name: rule.name.to_string(),
+            version: format!("{:016x}", rule.version),
+            source: plan.source.clone(),
+            severities: rule.levels.iter().map(|level| level.severity.to_string()).collect(),
+            query: plan.query.clone(),
+            escalate: escalate.collect(),
+            labels: rule.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+            comment: plan.comment.clone(),
+            at: format!("{file}:{}", span.start.line),
+        }
+    }
+}
+
 /// What happens to something when another version is taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -212,7 +269,7 @@ pub enum Fate {
 /// A change of one stream, table or pipeline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// `stream`, `table` or `pipeline`.
+    /// `stream`, `table`, `pipeline` or `alert`.
     pub kind: String,
     /// Its name.
     pub name: String,
@@ -316,6 +373,22 @@ pub fn changes(old: &Overview, new: &Overview) -> Vec<Change> {
             "dropped: its open windows are given up, its table stays".to_owned(),
         );
     }
+    for alert in &new.alerts {
+        let (fate, text) = match old.alert(&alert.name) {
+            Some(before) if before.version != alert.version => {
+                (Fate::Restarted, "changed: its incidents end, and it begins anew")
+            }
+            Some(before) if before.escalate != alert.escalate => {
+                (Fate::Kept, "tells others: goes on with its incidents")
+            }
+            Some(_) => (Fate::Kept, "unchanged: goes on with its incidents"),
+            None => (Fate::New, "new: for what comes from now on"),
+        };
+        note("alert", &alert.name, fate, text.to_owned());
+    }
+    for alert in old.alerts.iter().filter(|before| new.alert(&before.name).is_none()) {
+        note("alert", &alert.name, Fate::Dropped, "dropped: its incidents end".to_owned());
+    }
     for change in &mut all {
         let found = shorter.iter().find(|(name, _)| *name == change.name);
         change.retain_ns = found.and_then(|(_, shortened)| *shortened);
@@ -352,6 +425,15 @@ mod tests {
             fates(&format!("{stream}{}CREATE PIPELINE c AS SELECT ts FROM telemetry;", a.replace("max", "min"))),
             [of("a", Fate::Restarted), of("c", Fate::New), of("b", Fate::Dropped)]
         );
+        let alert = "CREATE ALERT h ON telemetry WHEN t > 80;";
+        let alerts = |old: &str, new: &str| {
+            let [old, new] = [old, new].map(|alert| overview(&format!("{stream}{a}{b}{alert}")));
+            changes(&old, &new).into_iter().map(|change| (change.name, change.fate)).skip(2).collect::<Vec<_>>()
+        };
+        assert_eq!(alerts("", alert), [of("h", Fate::New)]);
+        assert_eq!(alerts(alert, &alert.replace("t > 80", "t > 80 WITH (escalate = 'a@1m')")), [of("h", Fate::Kept)]);
+        assert_eq!(alerts(alert, &alert.replace("80", "81")), [of("h", Fate::Restarted)]);
+        assert_eq!(alerts(alert, ""), [of("h", Fate::Dropped)]);
         let more = stream.replace("t DOUBLE", "t DOUBLE, u DOUBLE");
         assert_eq!(fates(&format!("{more}{a}{b}"))[0], of("telemetry", Fate::Changed));
         // What neither devices nor gateway stand on is taken over.

@@ -46,6 +46,16 @@ pub struct Loaded {
     pub files: Vec<SourceFile>,
 }
 
+impl Loaded {
+    /// Says in the log what can run but is probably not meant.
+    pub fn warn(&self) {
+        for warning in &self.project.warnings {
+            let help = warning.help.as_deref().unwrap_or_default();
+            tracing::warn!("{}:{}:{}: {}; {help}", warning.file, warning.line, warning.column, warning.message);
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Stored {
     version: u32,

@@ -148,6 +148,7 @@ async fn deploy(core: &Core, seen: Result<Look, String>, deployments: &Deploymen
     match core.go_over(&loaded).await {
         Ok(true) => {
             deployments.taken.fetch_add(1, Ordering::Relaxed);
+            loaded.warn();
             let changes = changes(&Overview::of(&old), &Overview::of(&loaded.project));
             for change in changes.iter().filter(|change| change.is_news()) {
                 tracing::info!("{} {}: {}", change.kind, change.name, change.text);

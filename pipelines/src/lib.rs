@@ -21,6 +21,7 @@
 //!
 //! Absent on purpose: clocks (time is a value of the log) and device actors (this crate sees only what is durable).
 
+pub mod alerts;
 pub mod live;
 pub mod output;
 pub mod repair;

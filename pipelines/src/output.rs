@@ -16,7 +16,7 @@ use device::schema::Catalog;
 use device::time::Timestamp;
 use storage::layout::Granularity;
 use storage::parquet::TableRows;
-use storage::schema::{DEAD_LETTERS, LATE, LOSSES};
+use storage::schema::{ALERTS, DEAD_LETTERS, LATE, LOSSES};
 
 use crate::LateRow;
 
@@ -73,6 +73,7 @@ pub fn table_specs(project: &sql::Project, catalog: &Catalog) -> BTreeMap<String
         (DEAD_LETTERS, storage::schema::dead_letters_schema(), "ts_ingest"),
         (LOSSES, storage::schema::losses_schema(), "ts"),
         (LATE, storage::schema::late_schema(), "ts"),
+        (ALERTS, storage::schema::alerts_schema(), "ts"),
     ];
     for (table, schema, time) in system {
         specs.insert(table.to_owned(), system_spec(schema, time));

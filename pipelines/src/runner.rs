@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
-use device::entry::{LogBody, LogRecord};
+use device::entry::{Body, LogBody, LogRecord};
 use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
 use device::seq::{Barrier, Position};
@@ -51,10 +51,9 @@ use self::redecode::Letters;
 pub use self::stand::Stand;
 pub use self::status::Status;
 
-use crate::PipelineError;
 use crate::heard::AllHeard;
 use crate::merge::Merge;
-use crate::output;
+use crate::{alerts, output};
 
 /// Rows gathered before they become a batch, unless nothing else comes.
 const BATCH_ROWS: usize = 8192;
@@ -169,6 +168,9 @@ impl Runner {
                 _ => saved.own = piece.state,
             }
         }
+        let alerts = states.remove(alerts::PART).and_then(|saved| saved.own);
+        let alerts = parts.status.alerts.restore(alerts);
+        alerts.map_err(|error| RunnerError::Rows(format!("the alerts of a checkpoint are {error}")))?;
         let heard = built::heard(&parts.project, &mut states)?;
         let mut built = build(&parts, &parts.project, &mut states, &heard)?;
         mail.unpark(false, |partial| built.take(partial))?;
@@ -272,6 +274,9 @@ impl Runner {
                 // records lies on the same side of them as this one.
                 self.position = position;
                 for entry in entries {
+                    if let (Body::Transitions(all), true) = (&entry.body, position > self.recovered.checkpoint) {
+                        self.parts.status.alerts.take(entry.device.as_str(), all);
+                    }
                     self.rows.push(entry).map_err(|e| RunnerError::Rows(e.to_string()))?;
                     if self.rows.rows() >= BATCH_ROWS {
                         self.hand_on()?;
@@ -452,6 +457,9 @@ impl Runner {
         states.extend(letters);
         for (pipeline, state) in self.heard.barrier(now.0).map_err(|e| RunnerError::Rows(e.to_string()))? {
             states.push(PipelinePart { pipeline, part: OWN, state: Some(state) });
+        }
+        if let Some(state) = self.parts.status.alerts.checkpoint() {
+            states.push(PipelinePart { pipeline: alerts::PART.to_owned(), part: OWN, state: Some(state) });
         }
         self.parts.status.open_groups.store(groups, Ordering::Relaxed);
         self.parts.status.state_bytes.store(state_bytes, Ordering::Relaxed);

@@ -15,7 +15,7 @@ use crate::project::{PipelinePlan, Project, StreamDecl, TableDecl};
 use crate::session::session_state;
 use crate::source::SourceFile;
 use crate::statement::{self, Head};
-use crate::{majors, order, rollup, stream, table};
+use crate::{alert, majors, order, rollup, stream, table};
 
 /// What a name stands for, for the pipelines that read it.
 pub(crate) enum Meaning {
@@ -27,6 +27,8 @@ pub(crate) enum Meaning {
     Pipeline(Option<usize>),
     /// The view over all major versions of a stream.
     Majors,
+    /// An alert.
+    Alert,
     /// A statement that could not be read, or that this version cannot run: complained about already.
     Unreadable,
 }
@@ -71,7 +73,7 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
     let mut found = Vec::new();
     let mut names = Names { streams: Vec::new(), tables: Vec::new(), pipelines: Vec::new(), meanings: HashMap::new() };
     let mut places: HashMap<String, (&str, Span)> = HashMap::new();
-    let mut pipelines = Vec::new();
+    let (mut pipelines, mut alerts) = (Vec::new(), Vec::new());
     let mut order: Vec<&SourceFile> = files.iter().collect();
     order.sort_by(|a, b| a.name.cmp(&b.name));
     let files: Vec<&str> = order.iter().map(|file| file.name.as_str()).collect();
@@ -97,7 +99,7 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
                 let message = format!("the name `{name}` is taken");
                 found.push(
                     Diagnostic::error(code::NAME_TAKEN, &file.name, span, message)
-                        .help("streams, tables and pipelines are all tables: each needs a name of its own")
+                        .help("streams, tables, pipelines and alerts share one set of names: each needs a name of its own")
                         .note("first used here", Some((other.to_owned(), at.start))),
                 );
             } else if first.is_none() {
@@ -115,6 +117,10 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
                 Head::Pipeline(head) => {
                     pipelines.push((file, ident, head));
                     Meaning::Pipeline(None)
+                }
+                Head::Alert(head) => {
+                    alerts.push((file, ident, head));
+                    Meaning::Alert
                 }
                 Head::Unreadable => Meaning::Unreadable,
             };
@@ -146,6 +152,11 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
         }
     }
 
+    let mut rules = Vec::new();
+    for (file, ident, head) in alerts {
+        rules.extend(alert::check(&state, &file.name, &ident, &head, &names, &mut found));
+    }
+
     found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     found.dedup();
     if found.iter().any(|d| d.severity == Severity::Error) {
@@ -156,7 +167,11 @@ fn check_all(files: &[SourceFile]) -> Result<Project, Vec<Diagnostic>> {
     if let Some(at) = streams.iter().position(|s| &*s.stream.name == DEFAULT_STREAM) {
         streams.swap(0, at);
     }
-    Ok(Project { streams, tables: names.tables, pipelines: names.pipelines, warnings: found })
+    for plan in &mut rules {
+        let at = streams.iter().position(|s| *s.stream.name == *plan.source);
+        plan.rule.stream = at.and_then(|at| u16::try_from(at).ok()).unwrap_or_default();
+    }
+    Ok(Project { streams, tables: names.tables, pipelines: names.pipelines, alerts: rules, warnings: found })
 }
 
 /// The tables of a rollup have names that nobody wrote.

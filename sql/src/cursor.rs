@@ -1,6 +1,6 @@
 //! A place in the tokens of one statement: sqlparser's parser, with errors that carry the place and a way out.
 
-use datafusion::sql::sqlparser::ast::{DataType, Ident, Query};
+use datafusion::sql::sqlparser::ast::{DataType, Expr, Ident, Query};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
@@ -14,10 +14,13 @@ use crate::option::{Literal, Setting};
 pub(crate) const KINDS: [&str; 5] = ["STREAM", "PIPELINE", "TABLE", "ALERT", "ROLLUP"];
 
 /// Words that slips of the pen are compared with.
-const CLAUSES: [&str; 20] = [
+const CLAUSES: [&str; 22] = [
     "select", "from", "where", "group", "having", "comment", "options", "interval", "filter", "distinct", "case",
-    "when", "then", "else", "between", "like", "with", "null", "cast", "within",
+    "when", "then", "else", "between", "like", "with", "null", "cast", "within", "clear", "severity",
 ];
+
+/// Words that may follow a length of time.
+const FOLLOWS: [&str; 7] = ["when", "for", "clear", "severity", "comment", "with", "interval"];
 
 static DIALECT: GenericDialect = GenericDialect {};
 
@@ -183,7 +186,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn literal(&mut self) -> Read<(Literal, Span)> {
+    /// A literal value, and where it stands.
+    pub(crate) fn literal(&mut self) -> Read<(Literal, Span)> {
         let start = self.peek();
         let minus = self.token(&Token::Minus);
         let next = self.peek();
@@ -224,7 +228,8 @@ impl<'a> Cursor<'a> {
         };
         self.next();
         let unit = match self.peek().token {
-            Token::Word(w) if w.quote_style.is_none() => {
+            // What may follow a length in an alert is no unit.
+            Token::Word(w) if w.quote_style.is_none() && !self.is_any(&FOLLOWS) => {
                 self.next();
                 Some(w.value)
             }
@@ -247,6 +252,11 @@ impl<'a> Cursor<'a> {
     /// A query.
     pub(crate) fn query(&mut self) -> Read<Box<Query>> {
         self.parse(Parser::parse_query)
+    }
+
+    /// An expression.
+    pub(crate) fn expr(&mut self) -> Read<Expr> {
+        self.parse(Parser::parse_expr)
     }
 
     /// Reads over `NOT NULL` and its like, up to what may follow a column; gives its text.

@@ -209,6 +209,13 @@ pub mod code {
     /// An output column of a type that files cannot hold.
     pub const OUTPUT_TYPE: &str = "W0504";
 
+    /// Something in a condition that alerts cannot evaluate.
+    pub const CONDITION: &str = "W0601";
+    /// What clears an alert also raises it.
+    pub const DEAD_BAND: &str = "W0602";
+    /// Severities that are missing, given twice or out of order.
+    pub const SEVERITY: &str = "W0603";
+
     /// An option without effect.
     pub const NO_EFFECT: &str = "W0901";
 }

@@ -17,16 +17,22 @@ pub(crate) enum Clause {
     Where,
     GroupBy,
     Having,
+    /// Of an alert: one record at a time.
+    When,
+    /// Of an alert: one record at a time.
+    Clear,
 }
 
 impl Clause {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Select => "SELECT",
             Self::On => "ON",
             Self::Where => "WHERE",
             Self::GroupBy => "GROUP BY",
             Self::Having => "HAVING",
+            Self::When => "WHEN",
+            Self::Clear => "CLEAR WHEN",
         }
     }
 }
@@ -160,6 +166,10 @@ impl Visitor for Walk<'_, '_> {
 }
 
 impl Walk<'_, '_> {
+    fn alert(&self) -> bool {
+        matches!(self.clause, Clause::When | Clause::Clear)
+    }
+
     fn complain(&mut self, code: &'static str, span: Span, message: String, help: Option<String>) {
         self.found.push(Diagnostic::error(code, self.scope.file, span, message).maybe_help(help));
     }
@@ -257,6 +267,18 @@ impl Walk<'_, '_> {
             && matches!(self.clause, Clause::Select | Clause::Having | Clause::GroupBy);
         let (code, message, help) = match function::sort(self.scope.state, &name) {
             Sort::Scalar => return,
+            sort if self.alert() && matches!(sort, Sort::Aggregate | Sort::OrderDependent | Sort::Ranking) => {
+                let message = format!("{clause} looks at one record, and {name}() at many");
+                (code::CONDITION, message, "compare the reading itself; FOR INTERVAL '..' asks for time".to_owned())
+            }
+            Sort::Window | Sort::WindowEnd if self.alert() => {
+                let message = format!("{clause} looks at one record, and {name}() at a window of many");
+                (code::CONDITION, message, "compare the reading itself; FOR INTERVAL '..' asks for time".to_owned())
+            }
+            Sort::Now if self.alert() => {
+                let message = format!("{clause} looks at what a record holds, not at the time it was received");
+                (code::CONDITION, message, "no_data_after = INTERVAL '..' notices silence".to_owned())
+            }
             Sort::Aggregate if self.aggregates > 0 => (
                 code::PLAN,
                 format!("{name}() inside another aggregate"),

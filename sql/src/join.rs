@@ -276,8 +276,11 @@ impl<'a> Reader<'a, '_> {
             Some(Meaning::Table(index)) => return names.tables.get(*index),
             Some(Meaning::Unreadable) => {}
             // Streams are joined elsewhere.
-            Some(Meaning::Stream(_) | Meaning::Pipeline(_) | Meaning::Majors) => {
-                let message = format!("this version cannot join with the pipeline `{}`", table.table);
+            Some(Meaning::Stream(_) | Meaning::Pipeline(_) | Meaning::Majors | Meaning::Alert) => {
+                let message = format!(
+                    "this version cannot join with `{}`, which is neither a stream nor a reference table",
+                    table.table
+                );
                 let help = "join streams and reference tables; join the results when you query the Parquet tables";
                 self.complain(code::NOT_YET, table.span, message, help);
             }

@@ -9,6 +9,7 @@
 //! * `stream` and `table` turn a declaration into columns; `pipeline` turns a query into a plan, through `shape` (what a
 //!   query over an endless stream may not do), `join` (what it looks up in reference tables) and `stream_join` (what it finds in a second stream), `name` (columns and functions that exist), `window` (which part of
 //!   `GROUP BY` is the window; `marker` has functions for those that DataFusion lacks), `plan` (DataFusion) and `output` (what the table will hold).
+//! * `alert` turns `CREATE ALERT` into the rule that each device of a stream evaluates.
 //! * `rollup` makes several pipelines of one; `order` puts each behind those that it reads.
 //! * `majors` gives each major version of a stream a table; `evolution` says what a declaration may become.
 //! * `bounds` says how long a query may be.
@@ -18,6 +19,7 @@
 //! There is no clock and no telemetry here; only [`load`] and [`read_tables`] touch the disk, and only [`read_tables`] an
 //! object store.
 
+mod alert;
 mod bounds;
 mod check;
 mod complaint;
@@ -58,8 +60,8 @@ pub use diagnostic::{Diagnostic, Note, Position, Severity, Span, code};
 pub use evolution::{Known, KnownField, evolve, known_with, tables_of};
 pub use interval::shown as duration;
 pub use project::{
-    DEFAULT_LATENESS_NS, FieldFacts, Granularity, Join, Kind, PipelinePlan, Place, Project, Reads, StreamDecl,
-    StreamJoin, TableDecl, Window,
+    AlertPlan, DEFAULT_LATENESS_NS, FieldFacts, Granularity, Join, Kind, PipelinePlan, Place, Project, Reads,
+    StreamDecl, StreamJoin, TableDecl, Window,
 };
 pub use reference::read_tables;
 pub use render::{render_all, render_json};

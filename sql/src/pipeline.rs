@@ -306,6 +306,10 @@ fn resolve(file: &str, source: &Source, names: &Names, found: &mut Vec<Diagnosti
             let tables = names.streams.iter().filter(|s| s.base == base).map(|s| &*s.stream.name);
             found.push(complain(code::SOURCES, message).help(format!("read one of {}", name::list(tables))));
         }
+        Some(Meaning::Alert) => {
+            let message = format!("`{}` is an alert: what it found stands in `_alerts`", source.table);
+            found.push(complain(code::SOURCES, message).help("write the query over the stream that it looks at"));
+        }
         None if source.table.starts_with('_') => {
             let message = format!("`{}` is a table of Weir's own, which a pipeline cannot read", source.table);
             found.push(complain(code::UNKNOWN_TABLE, message).help("query it with `weir query`"));

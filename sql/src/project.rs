@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::logical_expr::LogicalPlan;
+use device::alert::{Rule, Rules};
 use device::schema::{Catalog, DEFAULT_STREAM, SchemaVersion, Stream};
 
 use crate::diagnostic::{Diagnostic, Span};
@@ -294,7 +296,22 @@ pub struct PipelinePlan {
     pub at: (String, Span),
 }
 
-/// All streams, tables and pipelines of some files that fit together.
+/// An alert, checked.
+#[derive(Debug, Clone)]
+pub struct AlertPlan {
+    /// What it does with the records of a device.
+    pub rule: Rule,
+    /// Name of the stream it looks at.
+    pub source: String,
+    /// What it says about readings, in one spelling.
+    pub query: String,
+    /// Text for people.
+    pub comment: Option<String>,
+    /// File and place of its name.
+    pub at: (String, Span),
+}
+
+/// All streams, tables, pipelines and alerts of some files that fit together.
 #[derive(Debug, Clone)]
 pub struct Project {
     /// All streams in the order of [`Project::catalog`]: [`DEFAULT_STREAM`] is always there and always first.
@@ -303,6 +320,8 @@ pub struct Project {
     pub tables: Vec<TableDecl>,
     /// All pipelines. One that reads another stands behind it; else by file and line.
     pub pipelines: Vec<PipelinePlan>,
+    /// All alerts, by file and line.
+    pub alerts: Vec<AlertPlan>,
     /// What can run but is probably not meant.
     pub warnings: Vec<Diagnostic>,
 }
@@ -318,7 +337,7 @@ impl Project {
     /// A project without files: the stream `telemetry` without fields.
     pub fn empty() -> Self {
         let streams = vec![StreamDecl::undeclared(Some(1))];
-        Self { streams, tables: Vec::new(), pipelines: Vec::new(), warnings: Vec::new() }
+        Self { streams, tables: Vec::new(), pipelines: Vec::new(), alerts: Vec::new(), warnings: Vec::new() }
     }
 
     /// The streams as devices and tables need them. Indexes are those of [`Project::streams`].
@@ -367,6 +386,26 @@ impl Project {
         depths.into_values().max().unwrap_or(0)
     }
 
+    /// The alerts as each device evaluates them.
+    pub fn rules(&self) -> Rules {
+        if self.alerts.is_empty() {
+            return Rules::default();
+        }
+        let mut print = Fingerprint::new();
+        let rules: Vec<Rule> = self.alerts.iter().map(|plan| plan.rule.clone()).collect();
+        for rule in &rules {
+            print.text(&rule.name).number(rule.version as i64).text(&format!("{:?}", rule.ladder));
+            // Where its fields stand: lanes hold no field, but rules do.
+            print.text(&format!("{:?}", rule.levels)).number(i64::from(rule.stream));
+        }
+        Rules::new(print.end(), rules, Arc::new(self.catalog()))
+    }
+
+    /// The alert of that name.
+    pub fn alert(&self, name: &str) -> Option<&AlertPlan> {
+        self.alerts.iter().find(|plan| &*plan.rule.name == name)
+    }
+
     /// Changes with anything an engine may act on, retention and comments included; not with spaces, SQL comments,
     /// or how statements are spread over files.
     pub fn fingerprint(&self) -> u64 {
@@ -409,6 +448,12 @@ impl Project {
             print.text("pipeline").text(&plan.name).number(plan.fingerprint as i64).optional(plan.retain_ns);
             print.text(plan.comment.as_deref().unwrap_or(""));
             compacted(&mut print, plan.compact_ns);
+        }
+        let mut alerts: Vec<&AlertPlan> = self.alerts.iter().collect();
+        alerts.sort_by(|a, b| a.rule.name.cmp(&b.rule.name));
+        for plan in alerts {
+            print.text("alert").text(&plan.rule.name).number(plan.rule.version as i64);
+            print.text(&format!("{:?}", plan.rule.ladder)).text(plan.comment.as_deref().unwrap_or(""));
         }
         print.end()
     }

@@ -12,7 +12,7 @@ use crate::cursor::Cursor;
 use crate::diagnostic::{Diagnostic, Position, Span, code};
 use crate::option::Setting;
 use crate::source::SourceFile;
-use crate::{bounds, cursor, name};
+use crate::{alert, bounds, cursor, name};
 
 /// One statement of a file.
 pub(crate) struct Statement {
@@ -27,6 +27,7 @@ pub(crate) enum Head {
     Stream(StreamHead),
     Table(StreamHead),
     Pipeline(Box<PipelineHead>),
+    Alert(Box<alert::AlertHead>),
     Unreadable,
 }
 
@@ -133,8 +134,9 @@ fn head(c: &mut Cursor<'_>, name: &mut Option<Ident>) -> cursor::Read<Head> {
     }
     let known = cursor::KINDS.iter().find(|k| cursor::is_word(&kind, k));
     let Some(known) = known else {
-        let message = format!("expected STREAM or PIPELINE, found {}", c.shown(&kind));
-        let near = name::nearest(&kind.token.to_string(), ["stream", "pipeline"]).map(|n| n.to_uppercase());
+        let message = format!("expected STREAM, TABLE, PIPELINE or ALERT, found {}", c.shown(&kind));
+        let near =
+            name::nearest(&kind.token.to_string(), ["stream", "table", "pipeline", "alert"]).map(|n| n.to_uppercase());
         let help = near.map_or("a pipeline file holds CREATE STREAM and CREATE PIPELINE".to_owned(), |n| {
             format!("did you mean `{n}`?")
         });
@@ -142,7 +144,7 @@ fn head(c: &mut Cursor<'_>, name: &mut Option<Ident>) -> cursor::Read<Head> {
     };
     c.next();
     let span = Span { start: c.first().start, end: Span::from(kind.span).end };
-    if c.is_any(&["IF"]) && matches!(*known, "STREAM" | "TABLE" | "PIPELINE") {
+    if c.is_any(&["IF"]) && matches!(*known, "STREAM" | "TABLE" | "PIPELINE" | "ALERT") {
         let message = "a pipeline file says what there is: every statement creates";
         return Err(c.fail(code::STATEMENT, message).help("leave out IF NOT EXISTS").into());
     }
@@ -151,7 +153,7 @@ fn head(c: &mut Cursor<'_>, name: &mut Option<Ident>) -> cursor::Read<Head> {
         "STREAM" => return stream(c).map(Head::Stream),
         "TABLE" => return stream(c).map(Head::Table),
         "PIPELINE" => return pipeline(c).map(|p| Head::Pipeline(Box::new(p))),
-        "ALERT" => "a pipeline with the condition in WHERE keeps the rows in question as a table",
+        "ALERT" => return alert::read(c).map(|a| Head::Alert(Box::new(a))),
         _ => "write a pipeline instead, which is a table of its own",
     };
     let message = format!("this version cannot run CREATE {known} yet");

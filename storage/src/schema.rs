@@ -31,9 +31,12 @@ pub const LOSSES: &str = "_losses";
 /// The table of what came too late for a window.
 pub const LATE: &str = "_late";
 
+/// The table of every change of an alert.
+pub const ALERTS: &str = "_alerts";
+
 /// Whether a table is one of the engine's own; no stream may be named like one.
 pub fn is_system(table: &str) -> bool {
-    [DEAD_LETTERS, LOSSES, LATE].contains(&table)
+    [DEAD_LETTERS, LOSSES, LATE, ALERTS].contains(&table)
 }
 
 /// `TIMESTAMP(NANOS, UTC)`.
@@ -124,5 +127,31 @@ pub fn late_schema() -> SchemaRef {
         Field::new("reason", DataType::Utf8, false),
         Field::new("records", DataType::UInt64, false),
         Field::new("ts", timestamp(), false),
+    ]))
+}
+
+/// Columns of [`ALERTS`]: one row per transition. `number` counts those of a device.
+pub fn alerts_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("device", DataType::Utf8, false),
+        Field::new("rule", DataType::Utf8, false),
+        Field::new("ts", timestamp(), false),
+        Field::new("event", DataType::Utf8, false),
+        Field::new("state", DataType::Utf8, false),
+        Field::new("before", DataType::Utf8, false),
+        Field::new("severity", DataType::Utf8, false),
+        Field::new("incident", DataType::Utf8, false),
+        Field::new("since", timestamp(), false),
+        Field::new("value", DataType::Float64, true),
+        Field::new("backfilled", DataType::Boolean, false),
+        Field::new("history", DataType::Boolean, false),
+        Field::new("stale", DataType::Boolean, false),
+        Field::new("ack_by", DataType::Utf8, true),
+        Field::new("ack_until", timestamp(), true),
+        Field::new("told", DataType::Utf8, true),
+        Field::new("labels", DataType::Utf8, true),
+        Field::new("rule_version", DataType::Utf8, false),
+        Field::new("number", DataType::UInt64, false),
+        Field::new("ts_ingest", timestamp(), false),
     ]))
 }

@@ -1,6 +1,7 @@
-//! Promises of the whole, one test file each, and what they share: the reference model, the simulation, the bodies of
+//! Promises of the whole, one test file each, and what they share: the reference models, the simulation, the bodies of
 //! the fuzz targets.
 
+pub mod alerts;
 pub mod fuzz;
 pub mod model;
 #[cfg(feature = "engine")]

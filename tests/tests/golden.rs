@@ -9,19 +9,21 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use device::ack::{Ack, EpochAck, Nack, Resend};
+use device::alert::{self, Comparison, Event, Expr, IncidentId, State, Transition};
 use device::entry::{
     Body, DeadLetter, DecodeError, Entry, LogBody, LogRecord, Loss, LossReason, Partial, Reason, Records, Run,
 };
 use device::hello::{HeldEpoch, Hello, HelloAck};
 use device::id::{DeviceId, ShardId};
-use device::machine::{Channel, Device, EpochLedger, Message, SnapshotError};
+use device::machine::{Channel, Device, EpochLedger, Message, SnapshotError, Watch};
 use device::payload::{
     FrameHeader, FrameRecord, Layout, LossRange, PayloadFormat, encode_frame, read_frame_header, restamp,
 };
-use device::schema::{Catalog, OwnedValue, SchemaVersion};
+use device::schema::{Catalog, Field, FieldType, OwnedValue, SchemaVersion, Stream};
 use device::seq::{Barrier, Epoch, Position};
 use device::time::{SECOND, Timestamp};
 
@@ -105,6 +107,96 @@ fn batch() -> LogRecord {
     }
 }
 
+fn alerts() -> Vec<Entry> {
+    let entry = |body| Entry { device: id("pump-7"), received: Timestamp(TIME), body };
+    let ack = Some(alert::Ack { by: "ann".into(), until: Timestamp(TIME + 3600 * SECOND) });
+    let incident = IncidentId::of("hot", 7, "pump-7", Timestamp(TIME - 9 * SECOND));
+    let transition = Transition {
+        number: 300,
+        rule: "hot".into(),
+        version: u64::MAX,
+        ts: Timestamp(TIME - SECOND),
+        event: Event::Told,
+        from: State::Pending,
+        to: State::Firing,
+        severity: "critical".into(),
+        incident,
+        since: Timestamp(TIME - 9 * SECOND),
+        value: Some(81.5),
+        backfilled: true,
+        history: true,
+        stale: true,
+        ack: ack.clone(),
+        told: vec!["oncall".into(), "lead".into()],
+        labels: "team=plant".into(),
+    };
+    let ended = Transition { number: 301, value: None, ack: None, to: State::NoData, ..transition.clone() };
+    vec![
+        entry(Body::Tick { floor: Timestamp(TIME - 60 * SECOND) }),
+        entry(Body::Acknowledge { incident, ack }),
+        entry(Body::Acknowledge { incident, ack: None }),
+        entry(Body::Transitions(vec![transition, ended])),
+    ]
+}
+
+/// A device with an incident, samples that wait, and transitions that are not in the log yet.
+fn alerting() -> Device {
+    let level = alert::Level {
+        severity: "warning".into(),
+        raise: Expr::Compare(Comparison::Greater, Box::new((Expr::Field(0), Expr::Int(80)))),
+        clear: None,
+        for_ns: 0,
+        subject: Some(Expr::Field(0)),
+    };
+    let rule = alert::Rule {
+        name: "hot".into(),
+        version: 7,
+        stream: 0,
+        levels: vec![level],
+        keep_firing_for_ns: 60 * SECOND,
+        min_samples: 1,
+        max_gap_ns: None,
+        no_data_after_ns: Some(600 * SECOND),
+        no_data: alert::NoData::Keep,
+        backfill: alert::Backfill::Record,
+        ladder: Vec::new(),
+        labels: Vec::new(),
+    };
+    let mut device = Device::new(id("pump-7"));
+    let field = Field { name: "t".into(), id: 1, kind: FieldType::F64, unit: None, scale: 0, comment: None };
+    let version = SchemaVersion { major: 1, minor: 0 };
+    let catalog =
+        Catalog::new(vec![Stream { name: "telemetry".into(), schema_id: Some(1), version, fields: vec![field] }]);
+    let rules = alert::Rules::new(5, vec![rule], Arc::new(catalog.clone()));
+    // The last one was buffered while the device was away.
+    for (at, (ts, t)) in [(0, 90), (3, 91), (6, 70), (7, 70), (-4000, 99)].into_iter().enumerate() {
+        let ts = TIME + ts * SECOND;
+        let payload = Bytes::from(format!(r#"{{"ts": {ts}, "epoch": 1, "seq": {}, "t": {t}}}"#, at + 1));
+        let received = Timestamp(TIME + 8 * SECOND);
+        let message = Message { channel: Channel::Telemetry, payload: &payload, format: None, received, session: 77 };
+        let verdict = device.admit(message, &catalog, &mut || 5);
+        let (position, streams) = (Position(at as u64 + 1), verdict.streams);
+        for entry in &verdict.entries {
+            device.apply_under(position, entry, Some(Watch { rules: &rules, streams }));
+        }
+        device.advance(position);
+    }
+    device
+}
+
+#[test]
+fn device_snapshots_with_alerts() {
+    let device = alerting();
+    let bytes = golden("snapshot_v2.hex", &device.snapshot());
+    let back = Device::restore(id("pump-7"), &bytes).unwrap();
+    assert_eq!(back.snapshot(), bytes);
+    let logs = |device: &Device| device.unlogged(Timestamp(TIME), 0);
+    assert_eq!(logs(&back), logs(&device));
+    let Some((Entry { body: Body::Transitions(transitions), .. }, 1)) = logs(&back) else { panic!("one transition") };
+    assert_eq!(transitions.iter().map(|t| t.event).collect::<Vec<_>>(), [Event::Fired]);
+    assert!(back.has_incident(IncidentId::of("hot", 7, "pump-7", Timestamp(TIME))));
+}
+
 #[test]
 fn log_records() {
     let barrier = LogBody::Barrier { barrier: Barrier(300), cut: true, catalog: 0x0123_4567_89ab_cdef };
@@ -115,16 +207,19 @@ fn log_records() {
         state: Bytes::from_static(b"a state"),
     });
     let of = |body| LogRecord { time: Timestamp(TIME + 1), body };
-    for (name, record) in
-        [("log_batch_v1.hex", batch()), ("log_barrier_v1.hex", of(barrier)), ("log_partial_v2.hex", of(partial))]
-    {
+    for (name, record) in [
+        ("log_batch_v1.hex", batch()),
+        ("log_barrier_v1.hex", of(barrier)),
+        ("log_partial_v2.hex", of(partial)),
+        ("log_alerts_v3.hex", of(LogBody::Batch(alerts()))),
+    ] {
         let mut today = Vec::new();
         record.encode(&mut today);
         let bytes = golden(name, &today);
         assert_eq!(LogRecord::decode(Bytes::from(bytes.clone())), Ok(record));
-        let newer = [&[3], &bytes[1..]].concat();
+        let newer = [&[4], &bytes[1..]].concat();
         let error = LogRecord::decode(Bytes::from(newer)).unwrap_err();
-        assert_eq!(error, DecodeError::Newer { found: 3, known: 2 });
+        assert_eq!(error, DecodeError::Newer { found: 4, known: 3 });
         assert!(error.to_string().contains("run the newer engine"), "{error}");
     }
 }
@@ -201,8 +296,8 @@ fn device_snapshots() {
     assert_eq!(open.missing, [(13, 14)]);
     assert!(matches!(of(9), EpochLedger { cum: 3, stored: 3, closed: true, .. }));
     assert_eq!(ledger.len(), 3, "and one that the engine drew");
-    let error = Device::restore(id("pump-7"), &[&[2], &bytes[1..]].concat()).unwrap_err();
-    assert_eq!(error, SnapshotError::Newer { found: 2, known: 1 });
+    let error = Device::restore(id("pump-7"), &[&[3], &bytes[1..]].concat()).unwrap_err();
+    assert_eq!(error, SnapshotError::Newer { found: 3, known: 2 });
     assert!(error.to_string().contains("run the newer engine"), "{error}");
 }
 

@@ -263,6 +263,7 @@ impl World {
                 }
                 Body::Closed { epoch } => closed.push(Name::Given(epoch.0)),
                 Body::DeadLetter(letter) => assert_eq!(letter.accounted, None),
+                Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_) => panic!("there are no alerts"),
             }
         }
         assert_eq!(fates, step.fates.iter().copied().collect());

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 pub use codec::DecodeError;
 
+use crate::alert::{Ack, IncidentId, Transition};
 use crate::id::{DeviceId, ShardId};
 use crate::payload::PayloadFormat;
 use crate::seq::{Barrier, Epoch};
@@ -41,6 +42,20 @@ pub enum Body {
         /// Which epoch.
         epoch: Epoch,
     },
+    /// Time has passed for the alerts of the device: the time of the entry.
+    Tick {
+        /// The engine could hear nothing before this time.
+        floor: Timestamp,
+    },
+    /// Somebody takes care of an incident.
+    Acknowledge {
+        /// Which.
+        incident: IncidentId,
+        /// Who, and until when; `None`: nobody any more.
+        ack: Option<Ack>,
+    },
+    /// What the alerts of the device did because of earlier entries; never empty.
+    Transitions(Vec<Transition>),
 }
 
 /// A payload and which of its records were admitted.

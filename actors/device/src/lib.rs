@@ -9,12 +9,14 @@
 //! - [`entry`]: what the shard log holds of a device, and its encoding.
 //! - [`ack`], [`hello`]: what engine and device tell each other about what is stored.
 //! - [`dedup`]: which sequence numbers of an epoch are accounted for.
+//! - [`alert`]: rules that look at each record of a device.
 //! - [`machine`]: the device itself, `admit` / `apply` / `tick`.
 //!
 //! Deliberately absent: tokio, Arrow, ractor, any clock and any source of randomness. Time and random
 //! numbers come in as values, so every behaviour can be tested without a socket.
 
 pub mod ack;
+pub mod alert;
 pub mod clock;
 pub mod dedup;
 pub mod entry;

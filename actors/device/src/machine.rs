@@ -6,6 +6,7 @@
 //! cause no write and may be forgotten by a crash. Nothing here waits, reads a clock or draws a random number.
 
 mod acks;
+mod alerting;
 mod drawn;
 mod epochs;
 mod frames;
@@ -14,8 +15,10 @@ mod plain;
 mod snapshot;
 mod types;
 
+pub use alerting::Watch;
 pub use types::{Channel, Counts, Decision, Effect, EpochLedger, Event, Message, Verdict};
 
+use crate::alert::Alerts;
 use crate::dedup::{Account, EpochState};
 use crate::entry::{Body, Entry, Loss, LossReason, Records};
 use crate::id::DeviceId;
@@ -69,6 +72,8 @@ pub struct Device {
     installs: Installs,
     /// Entries admitted and not yet applied.
     in_flight: usize,
+    /// Where its alerts stand; `None`: there never were any.
+    alerts: Option<Box<Alerts>>,
 }
 
 impl Device {
@@ -86,6 +91,7 @@ impl Device {
             acks: Acks::default(),
             installs: Installs::default(),
             in_flight: 0,
+            alerts: None,
         }
     }
 
@@ -152,12 +158,24 @@ impl Device {
     }
 
     /// An entry of this device is durable. Nothing happens if its position is not after [`Self::as_of`].
+    /// Alerts stay as they are; see [`Self::apply_under`].
     pub fn apply(&mut self, position: Position, entry: &Entry) -> Vec<Effect> {
+        self.apply_under(position, entry, None)
+    }
+
+    /// As [`Self::apply`], with the alert rules that count at `position`.
+    pub fn apply_under(&mut self, position: Position, entry: &Entry, watch: Option<Watch<'_>>) -> Vec<Effect> {
         if position <= self.as_of {
             return Vec::new();
         }
-        self.in_flight = self.in_flight.saturating_sub(1);
+        if let Some(watch) = watch {
+            self.alert(entry, watch);
+        }
+        if !matches!(entry.body, Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_)) {
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
         self.now = self.now.max(entry.received);
+        let mut effects = Vec::new();
         match &entry.body {
             Body::Records(records) if !records.assured => {
                 self.unnumbered += records.runs.iter().map(|run| u64::from(run.len)).sum::<u64>();
@@ -184,8 +202,14 @@ impl Device {
                     self.epochs.compact(*epoch);
                 }
             }
+            Body::Tick { .. } | Body::Acknowledge { .. } => {}
+            Body::Transitions(transitions) => {
+                if let Some(alerts) = &mut self.alerts {
+                    alerts.logged(transitions);
+                }
+                effects.extend(transitions.iter().cloned().map(|transition| Effect::Alert(Box::new(transition))));
+            }
         }
-        let mut effects = Vec::new();
         self.acks.flush(self.now, &self.epochs, &mut effects);
         effects
     }
@@ -257,7 +281,8 @@ impl Device {
 
     /// Whether nothing is staged and nothing owed, so that a snapshot holds all there is.
     pub fn is_quiet(&self) -> bool {
-        self.in_flight == 0 && !self.owes()
+        let unlogged = self.alerts.as_ref().is_some_and(|alerts| !alerts.unlogged(0).is_empty());
+        self.in_flight == 0 && !self.owes() && !unlogged
     }
 
     /// How many durable records the engine numbered itself, since their sender gave no numbers.

@@ -43,8 +43,12 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
                 0 => String::new(),
                 count => format!(" {count} tables,"),
             };
+            let alerts = match project.alerts.len() {
+                0 => String::new(),
+                count => format!(", {count} alerts"),
+            };
             let summary = format!(
-                "{} files, {} streams,{tables} {} pipelines: no errors\n",
+                "{} files, {} streams,{tables} {} pipelines{alerts}: no errors\n",
                 files.len(),
                 project.streams.len(),
                 project.pipelines.len()

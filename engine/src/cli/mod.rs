@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 the thing asked for failed, 2 wrong usage or configuration. Results go to standard
 //! output, logs and progress to standard error.
 
+mod alerts;
 mod audit;
 mod check;
 mod demo;
@@ -55,6 +56,8 @@ enum Command {
     Record(record::Args),
     /// The pipelines of an engine: list, show, explain, what a change would do; repair, backfill, tap.
     Pipelines(pipelines::Args),
+    /// Alerts that are not ok: list, show, acknowledge.
+    Alerts(alerts::Args),
     /// One query over all tables, from files or through a running engine.
     Query(query::Args),
     /// An interactive SQL shell over all tables.
@@ -110,6 +113,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => runtime(run::main(args)),
         Command::Check(args) => check::main(&args),
         Command::Pipelines(args) => runtime(pipelines::main(args)),
+        Command::Alerts(args) => alerts::main(&args),
         Command::Test(args) => runtime(test::main(args)),
         Command::Record(args) => runtime(record::main(args)),
         Command::Query(args) => runtime(query::main(args)),

@@ -7,7 +7,7 @@ use storage::table::TableStore;
 
 use crate::core::project_file;
 use crate::housekeeping::{self, Drops};
-use crate::overview::{Overview, Pipeline, changes};
+use crate::overview::{Alert, Overview, Pipeline, changes};
 use crate::project;
 use crate::schemas;
 
@@ -23,12 +23,12 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// The pipelines that run.
+    /// The pipelines that run, and the alerts.
     #[command(
         after_help = "Examples:\n  weir pipelines list --url http://127.0.0.1:8080\n  weir pipelines list --data weir-data --format json"
     )]
     List(Of),
-    /// One pipeline: its query, its windows, the columns of its table.
+    /// One pipeline or alert: its query, its windows, the columns of its table.
     #[command(after_help = "Example:\n  weir pipelines show climate_1m --data weir-data")]
     Show {
         /// Its name.
@@ -117,15 +117,22 @@ fn json(value: &impl serde::Serialize) -> Result<(), Exit> {
 
 fn found<'a>(overview: &'a Overview, name: &str) -> Result<&'a Pipeline, Exit> {
     overview.pipeline(name).ok_or_else(|| {
-        let names: Vec<&str> = overview.pipelines.iter().map(|p| p.name.as_str()).collect();
-        Exit::Failed(format!("there is no pipeline `{name}`; there are: {}", names.join(", ")))
+        let pipelines = overview.pipelines.iter().map(|pipeline| pipeline.name.as_str());
+        let names: Vec<&str> = pipelines.chain(overview.alerts.iter().map(|alert| alert.name.as_str())).collect();
+        Exit::Failed(format!("there is no pipeline or alert `{name}`; there are: {}", names.join(", ")))
     })
 }
 
 pub(super) async fn main(args: Args) -> Result<(), Exit> {
     match &args.command {
         Command::List(of) => list(&of.overview()?, of.format),
-        Command::Show { name, of } => show(found(&of.overview()?, name)?, of.format),
+        Command::Show { name, of } => {
+            let overview = of.overview()?;
+            match overview.alert(name) {
+                Some(alert) => show_alert(alert, of.format),
+                None => show(found(&overview, name)?, of.format),
+            }
+        }
         Command::Plan { folder, of } => plan(folder, of).await,
         Command::Explain { name, folder } => explain(name, folder),
         Command::Repair(args) => super::repair::repair(args),
@@ -145,6 +152,29 @@ fn list(overview: &Overview, format: Output) -> Result<(), Exit> {
         let window = pipeline.window.as_deref().unwrap_or("none");
         let lateness = pipeline.lateness.as_deref().unwrap_or("-");
         text.push_str(&format!("{:<name$}  {:<source$}  {window:<30}  {lateness}\n", pipeline.name, pipeline.source));
+    }
+    if !overview.alerts.is_empty() {
+        let name = overview.alerts.iter().map(|alert| alert.name.len()).max().unwrap_or(0).max(5);
+        text.push_str(&format!("\n{:<name$}  what it looks for\n", "alert"));
+        overview.alerts.iter().for_each(|alert| text.push_str(&format!("{:<name$}  {}\n", alert.name, alert.query)));
+    }
+    print(&text)
+}
+
+fn show_alert(alert: &Alert, format: Output) -> Result<(), Exit> {
+    if let Output::Json = format {
+        return json(alert);
+    }
+    let Alert { name, version, source, severities, query, escalate, labels, comment, at } = alert;
+    let mut text = format!("{name}  (alert, {at}, version {version})\n{query}\n\nlooks at    {source}\n");
+    text.push_str(&format!("severities  {}\n", severities.join(", ")));
+    for (what, list) in [("tells", escalate), ("labels", labels)] {
+        if !list.is_empty() {
+            text.push_str(&format!("{what:<12}{}\n", list.join(", ")));
+        }
+    }
+    if let Some(comment) = comment {
+        text.push_str(&format!("comment     {comment}\n"));
     }
     print(&text)
 }

@@ -82,6 +82,7 @@ pub(super) async fn main(args: Args) -> Result<(), Exit> {
     }
     let loaded = project::load_for(config.pipelines.dir.as_deref(), &config.store.data)
         .map_err(|e| Exit::Usage(e.to_string()))?;
+    loaded.warn();
     // Asked for before anything starts: a signal during recovery must end the process cleanly too.
     let mut terminate = signal(SignalKind::terminate()).map_err(Exit::failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Exit::failed)?;

@@ -58,6 +58,7 @@ pub(super) async fn render(State(api): State<Api>) -> impl IntoResponse {
         sample(&mut text, "weir_rows_in_memory", &label, status.live.rows() as u64);
         sample(&mut text, "weir_window_groups", &label, get(&status.open_groups));
         sample(&mut text, "weir_pipeline_state_bytes", &label, get(&status.state_bytes));
+        sample(&mut text, "weir_alerts_not_ok", &label, status.alerts.len() as u64);
         counter(&mut text, "weir_rows_total", &label, get(&status.rows));
         counter(&mut text, "weir_redecoded_records_total", &label, get(&status.redecoded));
         counter(&mut text, "weir_late_records_total", &label, get(&status.late));

@@ -1,7 +1,8 @@
-//! The HTTP API: health, metrics, queries, flush, audit, devices.
+//! The HTTP API: health, metrics, queries, flush, audit, devices, alerts.
 //!
 //! Errors are problem details (RFC 9457). Everything is bounded: rows, time, page sizes, body sizes.
 
+mod alerts;
 mod metrics;
 mod pipelines;
 mod problem;
@@ -29,6 +30,7 @@ use crate::ledger::Books;
 use crate::query::{self, Bounds, Format, QueryError};
 use crate::repair::Repairs;
 use crate::watch::Deployments;
+pub use alerts::{AckItem, AlertItem};
 use problem::Problem;
 
 /// Longest SQL text that `/v1/query` takes.
@@ -83,6 +85,10 @@ fn router(api: Api) -> Router {
         .route("/v1/pipelines/{name}/repair", post(pipelines::repair))
         .route("/v1/pipelines/{name}/tap", get(pipelines::tap))
         .route("/v1/retention/{table}", get(retention))
+        .route("/v1/alerts", get(alerts::list))
+        .route("/v1/alerts/{id}", get(alerts::show))
+        .route("/v1/alerts/{id}/ack", post(alerts::acknowledge))
+        .route("/v1/alerts/{id}/unack", post(alerts::release))
         .route("/v1/audit", get(audit_all))
         .route("/v1/audit/{id}", get(audit_one))
         .route("/v1/devices", get(devices))

@@ -172,9 +172,13 @@ impl Lab {
         format: PayloadFormat,
         newest: Option<i64>,
     ) -> Result<u64, Failure> {
+        let before = self.now();
         match newest {
             Some(newest) => drop(self.clock.fetch_max(newest, Ordering::Relaxed)),
             None => drop(self.clock.compare_exchange(0, START, Ordering::Relaxed, Ordering::Relaxed)),
+        }
+        if self.now() > before {
+            self.pass_time().await?;
         }
         self.tickets += 1;
         let ticket = self.tickets;
@@ -239,6 +243,20 @@ impl Lab {
         self.undecided.is_empty()
     }
 
+    /// The clock has moved: alerts that wait for time have their turn, until nothing more comes of it.
+    async fn pass_time(&mut self) -> Result<(), Failure> {
+        while !self.project.alerts.is_empty() {
+            self.settle().await?;
+            let before = self.shard.committer.durable();
+            self.shard.tick().await;
+            self.settle().await?;
+            if self.shard.committer.durable() == before {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Closes all windows: time passes until every device has been silent for long enough.
     pub(super) async fn flush(&mut self) -> Result<(), Failure> {
         self.settle().await?;
@@ -254,6 +272,7 @@ impl Lab {
         for _ in 0..(windowed + self.project.depth(PipelinePlan::is_shared)).max(1) {
             let later = self.now().saturating_add(pipelines::HOLD).saturating_add(longest).saturating_add(SECOND);
             self.clock.store(later, Ordering::Relaxed);
+            self.pass_time().await?;
             let mut barriers = self.node.barrier(false);
             self.settle().await?;
             let came = barriers.pop().is_some_and(|mut barrier| barrier.try_recv().is_ok());

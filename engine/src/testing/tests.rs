@@ -357,3 +357,49 @@ near 2026-01-01T00:00:21Z late: a row of alarms came after the rows of this devi
     let (reports, _) = go(&files, false).await;
     assert_eq!(reports[0].failure, None);
 }
+
+#[tokio::test]
+async fn alerts_are_tested_like_tables() {
+    let alerts = "CREATE ALERT hot ON telemetry
+  WHEN t > 80 FOR INTERVAL '20 seconds' CLEAR WHEN t < 75 SEVERITY 'warning'
+  WHEN t > 95 CLEAR WHEN t < 90 SEVERITY 'critical'
+  WITH (keep_firing_for = INTERVAL '10 seconds', max_gap = INTERVAL '1 minute', no_data_after = INTERVAL '10 minutes');
+CREATE ALERT open ON doors WHEN open WITH (labels = 'team=gate');
+";
+    let script = "
+statement ok
+INSERT INTO telemetry (device, ts, t) VALUES
+  ('a', '2026-01-01T00:00:00Z', 81), ('a', '2026-01-01T00:00:10Z', 82), ('a', '2026-01-01T00:00:20Z', 83),
+  ('a', '2026-01-01T00:00:30Z', 96), ('a', '2026-01-01T00:00:40Z', 78), ('a', '2026-01-01T00:00:50Z', 74),
+  ('a', '2026-01-01T00:01:00Z', 76), ('a', '2026-01-01T00:01:10Z', 73), ('b', '2026-01-01T00:00:20Z', 99)
+
+statement ok
+INSERT INTO doors (device, ts, open) VALUES ('b', '2026-01-01T00:01:00Z', TRUE), ('b', '2026-01-01T00:01:10Z', NULL),
+  ('b', '2026-01-01T00:01:20Z', FALSE)
+
+query TTTTTT
+SELECT device, ts, event, state, severity, since FROM _alerts WHERE rule = 'hot' AND device = 'a' ORDER BY number
+----
+a 2026-01-01T00:00:00Z pending pending warning 2026-01-01T00:00:00Z
+a 2026-01-01T00:00:20Z fired firing warning 2026-01-01T00:00:00Z
+a 2026-01-01T00:00:30Z escalated firing critical 2026-01-01T00:00:00Z
+a 2026-01-01T00:00:50Z recovering recovering critical 2026-01-01T00:00:00Z
+
+statement ok
+FLUSH
+
+query TTT
+SELECT device, event, state FROM _alerts WHERE rule = 'hot' AND number > 4 ORDER BY device, number
+----
+a resolved ok
+a no_data no_data
+
+query TTTT
+SELECT device, event, state, labels FROM _alerts WHERE rule = 'open' ORDER BY number
+----
+b fired firing team=gate
+b resolved ok team=gate
+";
+    let (reports, _) = go(&[("alerts.sql", alerts), ("a.slt", script)], false).await;
+    assert_eq!(reports[0].failure, None);
+}

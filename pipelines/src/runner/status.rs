@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::stand::Asked;
+use crate::alerts::OpenAlerts;
 use crate::live::LiveTables;
 
 /// What others see of a runner while it works.
@@ -15,6 +16,8 @@ use crate::live::LiveTables;
 pub struct Status {
     /// Rows that are in no file yet.
     pub live: LiveTables,
+    /// Alerts that are not `ok`.
+    pub alerts: OpenAlerts,
     /// The last barrier whose files are visible.
     pub cut: watch::Sender<Barrier>,
     /// Position up to which everything is in tables or windows, and queries see it.
@@ -56,6 +59,7 @@ impl Default for Status {
     fn default() -> Self {
         Self {
             live: LiveTables::default(),
+            alerts: OpenAlerts::default(),
             cut: watch::Sender::new(Barrier(0)),
             position: AtomicU64::new(0),
             healthy: AtomicBool::new(true),

@@ -35,7 +35,7 @@ CREATE PIPELINE p AS SELECT ts, y FROM s;"##,
         (
             "not_in_this_version",
             r##"CREATE TABLE sites (device TEXT) WITH (location = 's.csv');
-CREATE ALERT hot ON telemetry WHEN temperature > 80;
+CREATE ROLLUP hot;
 CREATE PIPELINE j AS SELECT ts FROM sites;"##,
         ),
         (

@@ -1,5 +1,6 @@
 //! What `check` says to whole files.
 
+mod alerts;
 mod evolution;
 mod joins;
 mod mistakes;

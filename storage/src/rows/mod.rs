@@ -4,6 +4,7 @@
 //! against the catalog becomes a dead letter, whole. Each admitted record becomes exactly one row or is accounted
 //! for by one dead letter.
 
+mod alerts;
 mod aside;
 mod column;
 mod stream;
@@ -20,9 +21,10 @@ use device::payload::{self, Head, RecordSink, Refusal};
 use device::schema::{Catalog, StreamIndex, Value};
 use device::time::Timestamp;
 
+use self::alerts::Alerts;
 use self::aside::{DeadLetters, Letter, Losses};
 use self::stream::{RowHead, StreamRows};
-use crate::schema::{DEAD_LETTERS, LOSSES};
+use crate::schema::{ALERTS, DEAD_LETTERS, LOSSES};
 
 /// Rows after which a batch is sealed.
 const SEAL_ROWS: usize = 1 << 20;
@@ -44,6 +46,7 @@ pub struct RowBuilder {
     sizes: Vec<usize>,
     dead_letters: DeadLetters,
     losses: Losses,
+    alerts: Alerts,
     /// Batches that grew too large to go on with.
     sealed: Vec<(TableName, RecordBatch)>,
     rows: usize,
@@ -63,6 +66,7 @@ impl RowBuilder {
             sizes,
             dead_letters: DeadLetters::new(),
             losses: Losses::new(),
+            alerts: Alerts::default(),
             sealed: Vec::new(),
             rows: 0,
             bytes: 0,
@@ -107,7 +111,13 @@ impl RowBuilder {
                 self.rows += 1;
                 self.bytes += letter.payload.len() + letter.text.len();
             }
-            Body::Closed { .. } => {}
+            Body::Transitions(transitions) => {
+                for transition in transitions {
+                    self.alerts.push(entry.device.as_str(), entry.received, transition);
+                }
+                self.rows += transitions.len();
+            }
+            Body::Closed { .. } | Body::Tick { .. } | Body::Acknowledge { .. } => {}
         }
         if self.rows >= SEAL_ROWS || self.bytes >= SEAL_BYTES {
             self.seal()?;
@@ -169,7 +179,7 @@ impl RowBuilder {
     }
 
     /// Gives out all rows gathered so far, in batches of one table each: streams in the order of the catalog, then
-    /// `_dead_letters`, then `_losses`; of a table that was sealed on the way, the older batch first.
+    /// `_dead_letters`, `_losses` and `_alerts`; of a table that was sealed on the way, the older batch first.
     pub fn finish(&mut self) -> Result<Vec<(TableName, RecordBatch)>, ArrowError> {
         self.seal()?;
         Ok(std::mem::take(&mut self.sealed))
@@ -191,6 +201,10 @@ impl RowBuilder {
         if self.losses.len() > 0 {
             let rows = std::mem::replace(&mut self.losses, Losses::new());
             self.sealed.push((TableName::from(LOSSES), rows.finish()?));
+        }
+        if self.alerts.len() > 0 {
+            let rows = std::mem::take(&mut self.alerts);
+            self.sealed.push((TableName::from(ALERTS), rows.finish()?));
         }
         self.rows = 0;
         self.bytes = 0;

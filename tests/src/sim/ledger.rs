@@ -92,7 +92,7 @@ impl Ledger {
                     self.account(entry, epoch.0, seq, seq + u64::from(records) - 1, Fate::Dead);
                 }
             }
-            Body::Closed { .. } => {}
+            Body::Closed { .. } | Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_) => {}
         }
     }
 

@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 
 use actors::message::Ingress;
 
-use super::chains;
 use super::ledger::Fate;
 use super::live::{Ground, Live};
 use super::machine::Machine;
 use super::project::WINDOWED;
 use super::reference::{Reference, Row, Window, rows};
 use super::tables::{self, floats, integers, texts};
+use super::{alerts, chains};
 use crate::note;
 
 /// Compares everything with everything.
@@ -78,8 +78,9 @@ async fn ledger(ground: &Ground, live: &Live, machine: &mut Machine) {
 fn compare(ground: &Ground, machines: &mut [&mut Machine]) -> Result<(), String> {
     let ledger = ground.disks.ledger.lock();
     let reference = Reference::of(&ledger, ground.params.shards, &ground.begun.lock())?;
+    alerts::compare(&ground.trace, &ledger, ground.params.shards, &ground.begun.lock())?;
     let found = tables::read(&ground.disks.objects())?;
-    for table in ["telemetry", "_losses", "_dead_letters"] {
+    for table in ["telemetry", "_losses", "_dead_letters", "_alerts"] {
         let none = Vec::new();
         let expected = tables::sorted(reference.tables.get(table).unwrap_or(&none))?;
         let found = tables::sorted(found.get(table).unwrap_or(&none))?;

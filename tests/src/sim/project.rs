@@ -75,7 +75,16 @@ fn text(version: u64) -> String {
          GROUP BY window_start, status;\n",
         FLEET / SECOND
     );
-    format!("{stream}{}{minutes}{fleet}{hot}{extra}", windowed.collect::<String>())
+    // One alert changes with the last version, one comes and goes, and all of them wait for time to pass.
+    let above = if version == 2 { 40 } else { 30 };
+    let warm = format!(
+        "CREATE ALERT warm ON telemetry WHEN temperature > {above} FOR INTERVAL '1 second' CLEAR WHEN temperature < 25 \
+         SEVERITY 'warning' WHEN temperature > {HOT} SEVERITY 'critical' WITH (keep_firing_for = INTERVAL '1 second', \
+         no_data_after = INTERVAL '9 seconds', no_data = 'raise', max_gap = INTERVAL '5 seconds', \
+         escalate = 'oncall@0s, lead@4s every 3s max 2');\n"
+    );
+    let odd = if version == 1 { "CREATE ALERT odd ON telemetry WHEN n % 2 = 1;\n" } else { "" };
+    format!("{stream}{}{minutes}{fleet}{hot}{extra}{warm}{odd}", windowed.collect::<String>())
 }
 
 /// A version of the project, checked and planned once.

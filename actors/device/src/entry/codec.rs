@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::{
     Body, DeadLetter, Entry, LogBody, LogRecord, Loss, LossReason, Partial, Reason, Records, Run, Runs, Stamps,
 };
+use crate::alert::{Ack, IncidentId, Transition};
 use crate::id::{DeviceId, ShardId};
 use crate::payload::PayloadFormat;
 use crate::seq::{Barrier, Epoch, MAX_SEQ};
@@ -15,8 +16,10 @@ use crate::time::Timestamp;
 use crate::varint::{self, Broken, Cursor};
 
 /// The newest version. Records that older engines know are written as [`FIRST`].
-const VERSION: u8 = 2;
-/// Without partials.
+const VERSION: u8 = 3;
+/// With partials, without what alerts write.
+const PARTIALS: u8 = 2;
+/// Without both.
 const FIRST: u8 = 1;
 
 const BATCH: u8 = 1;
@@ -27,6 +30,9 @@ const RECORDS: u8 = 1;
 const LOSS: u8 = 2;
 const DEAD_LETTER: u8 = 3;
 const CLOSED: u8 = 4;
+const TICK: u8 = 5;
+const ACKNOWLEDGE: u8 = 6;
+const TRANSITIONS: u8 = 7;
 
 /// Why bytes are not a log record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,7 +64,13 @@ impl From<Broken> for DecodeError {
 impl LogRecord {
     /// Appends the record's stored form to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(if matches!(self.body, LogBody::Partial(_)) { VERSION } else { FIRST });
+        let of_alerts =
+            |entry: &Entry| matches!(entry.body, Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_));
+        out.push(match &self.body {
+            LogBody::Partial(_) => PARTIALS,
+            LogBody::Batch(entries) if entries.iter().any(of_alerts) => VERSION,
+            LogBody::Batch(_) | LogBody::Barrier { .. } => FIRST,
+        });
         match &self.body {
             LogBody::Batch(entries) => {
                 out.push(BATCH);
@@ -99,7 +111,7 @@ impl LogRecord {
         let kind = cursor.byte("a kind of record")?;
         let time = Timestamp(cursor.signed("a time")?);
         let body = match kind {
-            BATCH if found == FIRST => {
+            BATCH if found != PARTIALS => {
                 // The shortest entry: a name of two bytes, a time, a tag and an epoch.
                 let count = cursor.count(5, "a number of entries")?;
                 let mut entries: Vec<Entry> = Vec::with_capacity(count);
@@ -114,7 +126,7 @@ impl LogRecord {
                 cut: boolean(&mut cursor, "whether files are cut")?,
                 catalog: cursor.unsigned("a catalog version")?,
             },
-            PARTIAL if found == VERSION => LogBody::Partial(Partial {
+            PARTIAL if found == PARTIALS => LogBody::Partial(Partial {
                 pipeline: cursor.text("the name of a pipeline")?.to_owned(),
                 shard: match u16::try_from(cursor.unsigned("a shard")?) {
                     Ok(shard) => ShardId(shard),
@@ -182,6 +194,24 @@ fn put_entry(out: &mut Vec<u8>, time: Timestamp, entry: &Entry) {
             out.push(CLOSED);
             put_epoch(out, *epoch);
         }
+        Body::Tick { floor } => {
+            out.push(TICK);
+            varint::put_signed(out, entry.received.0.wrapping_sub(floor.0));
+        }
+        Body::Acknowledge { incident, ack } => {
+            out.push(ACKNOWLEDGE);
+            out.extend_from_slice(&incident.0.to_le_bytes());
+            out.push(u8::from(ack.is_some()));
+            if let Some(ack) = ack {
+                varint::put_bytes(out, ack.by.as_bytes());
+                varint::put_signed(out, ack.until.0);
+            }
+        }
+        Body::Transitions(transitions) => {
+            out.push(TRANSITIONS);
+            varint::put(out, transitions.len() as u64);
+            transitions.iter().for_each(|transition| transition.put(out));
+        }
     }
 }
 
@@ -246,6 +276,21 @@ fn entry(cursor: &mut Cursor<'_>, whole: &Bytes, time: Timestamp, before: Option
             payload: cursor.shared(whole, "a payload")?,
         }),
         CLOSED => Body::Closed { epoch: epoch(cursor)? },
+        TICK => Body::Tick { floor: Timestamp(received.0.wrapping_sub(cursor.signed("a time")?)) },
+        ACKNOWLEDGE => Body::Acknowledge {
+            incident: IncidentId(epoch(cursor)?.0),
+            ack: match boolean(cursor, "whether somebody takes care")? {
+                false => None,
+                true => Some(Ack { by: cursor.text("a name")?.into(), until: Timestamp(cursor.signed("a time")?) }),
+            },
+        },
+        TRANSITIONS => {
+            let count = cursor.count(Transition::LEAST, "a number of transitions")?;
+            if count == 0 {
+                return cursor.broken("a number of transitions");
+            }
+            Body::Transitions((0..count).map(|_| Transition::get(cursor)).collect::<Result<_, _>>()?)
+        }
         _ => return cursor.broken("a kind of entry"),
     };
     Ok(Entry { device, received, body })

@@ -4,6 +4,7 @@ use super::epochs::Known;
 use super::types::{Counts, Decision, Effect, Event, Message, Verdict};
 use super::{Device, letter};
 use crate::ack::{CREDIT, LEVEL_LOCAL};
+use crate::alert::stream_bit;
 use crate::dedup::{Place, WINDOW};
 use crate::entry::{Body, DeadLetter, Entries, Entry, Loss, LossReason, Reason, Records, Run, Runs, Stamps};
 use crate::hello::{Hello, HelloAck};
@@ -45,7 +46,8 @@ impl Device {
             }
             Known::Never => self.epochs.open(epoch, 0),
         }
-        let verdict = self.number(message, &header, quarantine, effects);
+        let mut verdict = self.number(message, &header, quarantine, effects);
+        verdict.streams = catalog.numbered(header.schema_id, header.schema_version.major).map_or(0, stream_bit);
         if verdict.entries.is_empty() {
             self.epochs.forget_unused(epoch);
         }
@@ -63,7 +65,13 @@ impl Device {
         closed.state.count_duplicates(records);
         self.acks.news(closed.epoch, records);
         let counts = Counts { received: records, duplicate: records, ..Counts::default() };
-        Some(Verdict { entries: Entries::new(), decision: Decision::Duplicate, effects: Vec::new(), counts })
+        Some(Verdict {
+            entries: Entries::new(),
+            decision: Decision::Duplicate,
+            effects: Vec::new(),
+            counts,
+            streams: 0,
+        })
     }
 
     /// Stages what is new of a frame whose epoch is open.
@@ -193,7 +201,7 @@ impl Device {
                 decision = Decision::Commit;
             }
         }
-        Verdict { entries, decision, effects, counts }
+        Verdict { entries, decision, effects, counts, streams: 0 }
     }
 
     /// Nothing of this frame is kept: it has to come again.
@@ -201,7 +209,13 @@ impl Device {
         self.acks.nack(Epoch(header.epoch), header.seq, refusal.reason);
         let records = u64::from(header.records);
         let counts = Counts { received: records, nacked: records, ..Counts::default() };
-        Verdict { entries: Entries::new(), decision: Decision::Refused(refusal), effects: Vec::new(), counts }
+        Verdict {
+            entries: Entries::new(),
+            decision: Decision::Refused(refusal),
+            effects: Vec::new(),
+            counts,
+            streams: 0,
+        }
     }
 
     /// A frame that breaks the format: kept as a dead letter.
@@ -255,7 +269,7 @@ impl Device {
         };
         effects.push(Effect::Publish { topic: "hello/ack", payload: answer.encode(), qos: 1 });
         let decision = if entries.is_empty() { Decision::Duplicate } else { Decision::Commit };
-        Verdict { entries, decision, effects, counts: Counts::default() }
+        Verdict { entries, decision, effects, counts: Counts::default(), streams: 0 }
     }
 }
 

@@ -47,6 +47,7 @@ pub(super) fn kept(
         effects: vec![report(id, leaf, &refusal, seq)],
         decision: Decision::Kept(refusal),
         counts: Counts { received: records, dead: records, ..Counts::default() },
+        streams: 0,
     }
 }
 
@@ -57,5 +58,6 @@ pub(super) fn refused(id: &DeviceId, leaf: Leaf, refusal: Refusal) -> Verdict {
         effects: vec![report(id, leaf, &refusal, None)],
         decision: Decision::Refused(refusal),
         counts: Counts { received: 1, nacked: 1, ..Counts::default() },
+        streams: 0,
     }
 }

@@ -9,6 +9,7 @@ use super::drawn::{Ring, key};
 use super::epochs::Known;
 use super::types::{Counts, Decision, Effect, Event, Message, Verdict};
 use super::{Device, letter};
+use crate::alert::stream_bit;
 use crate::dedup::{Place, WINDOW};
 use crate::entry::{Body, Entries, Entry, Loss, LossReason, Reason, Records, Run, Runs, Stamps};
 use crate::payload::{self, Head, PayloadFormat, Refusal};
@@ -75,9 +76,13 @@ impl Device {
         // Most payloads hold one record: its head needs no list.
         let mut first: Option<Head> = None;
         let mut rest: Vec<Head> = Vec::new();
-        let read = payload::validate(format, message.payload, catalog, &mut |head| match first {
-            None => first = Some(*head),
-            Some(_) => rest.push(*head),
+        let mut streams = 0;
+        let read = payload::validate(format, message.payload, catalog, &mut |head| {
+            streams |= stream_bit(head.stream);
+            match first {
+                None => first = Some(*head),
+                Some(_) => rest.push(*head),
+            }
         });
         let records = u64::from(first.is_some()) + rest.len() as u64;
         if let Err(refusal) = read {
@@ -108,7 +113,7 @@ impl Device {
             (true, true) => Decision::Staged,
             (true, false) => Decision::Duplicate,
         };
-        Verdict { entries: draft.entries, decision, effects: draft.effects, counts: draft.counts }
+        Verdict { entries: draft.entries, decision, effects: draft.effects, counts: draft.counts, streams }
     }
 
     /// A record with an epoch and a number of its own.

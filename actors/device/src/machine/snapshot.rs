@@ -4,13 +4,16 @@ use std::collections::VecDeque;
 
 use super::drawn::{Ring, Staged};
 use super::{Device, SnapshotError};
+use crate::alert::Alerts;
 use crate::dedup::{EpochState, Tally, WINDOW};
 use crate::id::DeviceId;
 use crate::seq::{Epoch, MAX_SEQ, Position};
 use crate::varint::{self, Broken, Cursor};
 
-/// The version that [`Device::snapshot`] writes.
-const VERSION: u8 = 1;
+/// The newest version that [`Device::snapshot`] writes: with alerts.
+const VERSION: u8 = 2;
+/// The version of devices that never had any.
+const PLAIN: u8 = 1;
 
 const FRAMED: u8 = 1;
 const ZERO: u8 = 2;
@@ -26,7 +29,7 @@ impl From<Broken> for SnapshotError {
 impl Device {
     /// The durable part of the device's state. Call it between positions, not between the entries of one.
     pub fn snapshot(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
+        let mut out = vec![if self.alerts.is_some() { VERSION } else { PLAIN }];
         varint::put(&mut out, self.as_of.0);
         varint::put(&mut out, self.unnumbered);
         varint::put_signed(&mut out, self.epochs.day.0);
@@ -61,14 +64,18 @@ impl Device {
                 (before, step) = (*ts, next);
             }
         }
+        if let Some(alerts) = &self.alerts {
+            alerts.put(&mut out);
+        }
         out
     }
 
     /// The device as a snapshot says.
     pub fn restore(id: DeviceId, snapshot: &[u8]) -> Result<Self, SnapshotError> {
         let mut cursor = Cursor::new(snapshot);
-        match cursor.byte("a version")? {
-            VERSION => {}
+        let version = cursor.byte("a version")?;
+        match version {
+            PLAIN | VERSION => {}
             found if found > VERSION => return Err(SnapshotError::Newer { found, known: VERSION }),
             _ => return Err(SnapshotError::Damaged { at: 0, what: "a version" }),
         }
@@ -97,6 +104,9 @@ impl Device {
         };
         for _ in 0..cursor.count(10, "a number of rings")? {
             device.numbering.rings.push(ring(&mut cursor)?);
+        }
+        if version == VERSION {
+            device.alerts = Some(Box::new(Alerts::get(&mut cursor)?));
         }
         cursor.end("the end of the snapshot")?;
         Ok(device)

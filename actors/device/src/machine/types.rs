@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::alert::Transition;
 use crate::entry::Entries;
 use crate::payload::{PayloadFormat, Refusal};
 use crate::seq::Epoch;
@@ -43,6 +44,8 @@ pub struct Verdict {
     pub effects: Vec<Effect>,
     /// How many records went which way.
     pub counts: Counts,
+    /// Streams that its records belong to; see [`crate::alert::stream_bit`].
+    pub streams: u64,
 }
 
 /// What the sender of a message is told, and when.
@@ -77,7 +80,7 @@ pub struct Counts {
 }
 
 /// What the device wants done; none of it is needed for correctness after a crash.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Publish to the device's own topic `devices/{id}/{topic}`.
     Publish {
@@ -90,6 +93,8 @@ pub enum Effect {
     },
     /// Something that an operator may want to know.
     Event(Event),
+    /// An alert has changed, and the log says so.
+    Alert(Box<Transition>),
 }
 
 /// Something that an operator may want to know about a device.

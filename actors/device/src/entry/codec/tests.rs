@@ -109,8 +109,8 @@ fn payloads_share_the_input() {
 
 #[test]
 fn a_newer_version_says_so() {
-    let error = LogRecord::decode(Bytes::from_static(&[3, 1, 0, 0])).unwrap_err();
-    assert_eq!(error, DecodeError::Newer { found: 3, known: 2 });
+    let error = LogRecord::decode(Bytes::from_static(&[4, 1, 0, 0])).unwrap_err();
+    assert_eq!(error, DecodeError::Newer { found: 4, known: 3 });
     assert!(error.to_string().contains("run the newer engine"));
     assert_eq!(LogRecord::decode(Bytes::new()), Err(DecodeError::Damaged { at: 0, what: "a version" }));
 }
