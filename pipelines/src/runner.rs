@@ -47,7 +47,6 @@ use self::mail::{Mail, is_mail};
 pub use self::stand::Stand;
 pub use self::status::Status;
 
-use crate::PipelineError;
 use crate::heard::AllHeard;
 use crate::merge::Merge;
 use crate::output;
