@@ -199,7 +199,7 @@ fn keys_of(rows: &RecordBatch, keys: usize) -> Vec<String> {
 fn equal(what: &str, got: &RecordBatch, want: &RecordBatch, query: &Query) {
     let keys = 2 + query.keys.len();
     assert_eq!(keys_of(got, keys), keys_of(want, keys), "{what}: which rows");
-    let (got, want) = (sorted(&[got.clone()], keys), sorted(&[want.clone()], keys));
+    let (got, want) = (sorted(std::slice::from_ref(got), keys), sorted(std::slice::from_ref(want), keys));
     for (at, near) in query.near.iter().enumerate() {
         compare(&format!("{what}: column {at}"), got.column(at), want.column(at), *near);
     }
