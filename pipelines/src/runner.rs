@@ -175,8 +175,7 @@ impl Runner {
         let mut built = build(&parts, &parts.project, &mut states, &heard)?;
         mail.unpark(false, |partial| built.take(partial))?;
         built.publish(&parts.status)?;
-        let letters = Letters::stored(&stored.counters, &parts.catalog);
-        // A new shard has none.
+        let letters = Letters::stored(&stored.counters, &parts.catalog, checkpoint_time);
         let again = stored.checkpoint.is_some() && letters.waiting();
         parts.status.redecoding.store(again, Ordering::Release);
         let rows = RowBuilder::new(parts.catalog.clone());
@@ -299,7 +298,7 @@ impl Runner {
                 self.gather()?;
                 self.position = position;
                 if *catalog != self.version && *barrier > self.recovered.checkpoint_barrier {
-                    self.switch(*catalog)?;
+                    self.switch(*catalog, record.time)?;
                 }
                 self.barrier(position, record.time, *barrier, *cut).await?;
                 self.seen();
@@ -374,7 +373,7 @@ impl Runner {
 
     /// Goes over to another version of the project. Stands between two barriers without records between them, the
     /// first of which was a cut: nothing of the old version is left to be written.
-    fn switch(&mut self, version: u64) -> Result<(), RunnerError> {
+    fn switch(&mut self, version: u64, now: Timestamp) -> Result<(), RunnerError> {
         let Some(project) = (self.parts.projects)(version) else {
             // Written by a weir that computed fingerprints otherwise: there was a restart between.
             tracing::debug!(shard = %self.parts.shard, version, "the log names a project that is not kept");
@@ -393,7 +392,7 @@ impl Runner {
             // Everything that was pushed has been gathered.
             self.parts.catalog = Arc::new(catalog);
             self.rows = RowBuilder::new(self.parts.catalog.clone());
-            self.letters.declare(&self.parts.catalog);
+            self.letters.declare(&self.parts.catalog, now);
             self.parts.status.redecoding.store(self.letters.waiting(), Ordering::Release);
         }
         self.built = build(&self.parts, &project, &mut states, &self.heard)?;

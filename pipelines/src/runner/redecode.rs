@@ -21,7 +21,7 @@
 //! A part that fails to be read (the store is away) is left for the next cut. Absent: letters of plain records (their
 //! stream's name is wrong, not missing), and the removal of letters, whose files are never rewritten.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -50,8 +50,12 @@ use super::{Runner, RunnerError};
 /// Counters of a shard's state: for each declared schema and version up to which time of receipt letters were looked at.
 const COUNTER: &str = "redecode";
 
-/// A schema that is no longer declared has nothing looked at: it begins anew should it be declared again.
+/// Before every letter.
 const FROM_THE_START: i64 = i64::MIN;
+
+/// How much earlier than a change of streams a letter may have been received that was decided by the new ones: far longer than
+/// a message is on its way to the log.
+const UNDER_WAY: i64 = 3_600_000_000_000;
 
 /// All that could be there were looked at.
 const DONE: u64 = u64::MAX;
@@ -81,11 +85,14 @@ enum Pass {
 }
 
 /// Where a shard is with its letters.
+///
+/// A version that is declared reads the lower ones, too; what was looked at for these stays so. So rows that
+/// retention has dropped since do not come back with every new version.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Letters {
     declared: BTreeMap<Schema, Pass>,
-    /// Schemas that were declared once.
-    gone: BTreeSet<Schema>,
+    /// Schemas that were declared once: letters up to this time were looked at.
+    gone: BTreeMap<Schema, i64>,
 }
 
 fn schemas(catalog: &Catalog) -> impl Iterator<Item = Schema> {
@@ -93,33 +100,50 @@ fn schemas(catalog: &Catalog) -> impl Iterator<Item = Schema> {
 }
 
 impl Letters {
-    /// From the counters of a shard's state.
-    pub(super) fn stored(counters: &[(String, u64)], catalog: &Catalog) -> Self {
-        let mut stored: BTreeMap<Schema, u64> = BTreeMap::new();
+    /// From the counters of a shard's state, of which the checkpoint was taken at a time.
+    pub(super) fn stored(counters: &[(String, u64)], catalog: &Catalog, time: Timestamp) -> Self {
+        let mut declared: BTreeMap<Schema, Pass> = BTreeMap::new();
         for (name, value) in counters {
             let schema = name.strip_prefix(COUNTER).and_then(|rest| {
                 let (id, version) = rest.trim_start().split_once(' ')?;
                 Some((id.parse().ok()?, SchemaVersion::from_number(version.parse().ok()?)))
             });
-            stored.extend(schema.map(|schema| (schema, *value)));
+            let pass = if *value == DONE { Pass::Done } else { Pass::After(*value as i64) };
+            declared.extend(schema.map(|schema| (schema, pass)));
         }
-        let pass = |schema: Schema| match stored.get(&schema) {
-            None => Pass::Never,
-            Some(&DONE) => Pass::Done,
-            Some(after) => Pass::After(*after as i64),
-        };
-        let declared: BTreeMap<Schema, Pass> = schemas(catalog).map(|schema| (schema, pass(schema))).collect();
-        let gone = stored.into_keys().filter(|schema| !declared.contains_key(schema)).collect();
-        Self { declared, gone }
+        let mut letters = Self { declared, gone: BTreeMap::new() };
+        letters.change(catalog, time, Pass::Never);
+        letters
     }
 
-    /// Goes over to other streams, behind a cut: all letters are in files.
-    pub(super) fn declare(&mut self, catalog: &Catalog) {
+    /// Goes over to other streams at a time, behind a cut: all letters are in files.
+    pub(super) fn declare(&mut self, catalog: &Catalog, time: Timestamp) {
+        self.change(catalog, time, Pass::After(FROM_THE_START));
+    }
+
+    fn change(&mut self, catalog: &Catalog, time: Timestamp, new: Pass) {
         let before = std::mem::take(&mut self.declared);
-        let pass = |schema: Schema| before.get(&schema).copied().unwrap_or(Pass::After(FROM_THE_START));
-        self.declared = schemas(catalog).map(|schema| (schema, pass(schema))).collect();
-        self.gone.extend(before.into_keys());
-        self.gone.retain(|schema| !self.declared.contains_key(schema));
+        for (schema, pass) in before {
+            if catalog.declared(schema.0, schema.1).is_some() {
+                self.declared.insert(schema, pass);
+                continue;
+            }
+            let upto = match pass {
+                Pass::Done => time.0.saturating_sub(UNDER_WAY),
+                Pass::After(after) => after,
+                Pass::Never => FROM_THE_START,
+            };
+            self.gone.insert(schema, upto);
+        }
+        for (schema, upto) in std::mem::take(&mut self.gone) {
+            match catalog.declared(schema.0, schema.1) {
+                Some(_) => drop(self.declared.insert(schema, Pass::After(upto))),
+                None => drop(self.gone.insert(schema, upto)),
+            }
+        }
+        for schema in schemas(catalog) {
+            self.declared.entry(schema).or_insert(new);
+        }
     }
 
     /// As counters.
@@ -131,7 +155,7 @@ impl Letters {
             Pass::Done => Some(DONE),
         };
         let declared = self.declared.iter().filter_map(|(schema, pass)| Some((name(schema), value(*pass)?)));
-        let gone = self.gone.iter().map(|schema| (name(schema), FROM_THE_START as u64));
+        let gone = self.gone.iter().map(|(schema, upto)| (name(schema), *upto as u64));
         declared.chain(gone).collect()
     }
 
@@ -149,11 +173,11 @@ impl Letters {
         self.declared.values().any(|pass| *pass != Pass::Done)
     }
 
-    /// Whether a letter of that time, with this schema, is still to be looked at: the version is declared that reads it.
-    fn wants(&self, catalog: &Catalog, (id, version): Schema, received: i64) -> bool {
-        let index = catalog.declared(id, version).and_then(|index| catalog.stream(index));
-        let pass = index.and_then(|stream| self.declared.get(&(id, stream.version)));
-        matches!(pass, Some(Pass::After(after)) if received > *after)
+    /// Whether a letter of that time, with this schema, is still to be looked at: by the lowest version that reads it.
+    fn wants(&self, (id, version): Schema, received: i64) -> bool {
+        let highest = SchemaVersion { major: version.major, minor: u16::MAX };
+        let lowest = self.declared.range((id, version)..=(id, highest)).next();
+        matches!(lowest, Some((_, Pass::After(after))) if received > *after)
     }
 
     /// Letters up to a time were looked at; `None`: all.
@@ -274,7 +298,7 @@ impl Runner {
                     continue;
                 };
                 let schema = (header.schema_id, header.schema_version);
-                if header.epoch != epoch.0 || !self.letters.wants(catalog, schema, letter.received.0) {
+                if header.epoch != epoch.0 || !self.letters.wants(schema, letter.received.0) {
                     continue;
                 }
                 let mut runs = Runs::new();
@@ -372,4 +396,52 @@ fn letter(batch: &RecordBatch, row: usize) -> Option<Letter> {
     };
     let run = Run { index: 0, len, epoch: Epoch(epoch as u64), seq: seq as u64 };
     Some(Letter { device: DeviceId::new(&device).ok()?, received: Timestamp(received), payload, run })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use device::schema::Stream;
+
+    fn catalog(streams: &[(u32, u16, u16)]) -> Catalog {
+        let stream = |&(id, major, minor): &(u32, u16, u16)| Stream {
+            name: format!("s{id}_{major}").into(),
+            schema_id: Some(id),
+            version: SchemaVersion { major, minor },
+            fields: Vec::new(),
+        };
+        Catalog::new(streams.iter().map(stream).collect())
+    }
+
+    fn version(major: u16, minor: u16) -> SchemaVersion {
+        SchemaVersion { major, minor }
+    }
+
+    #[test]
+    fn what_was_looked_at_stays_so_over_versions_and_absence() {
+        let hour = UNDER_WAY;
+        let mut letters = Letters::stored(&[], &catalog(&[(7, 1, 1)]), Timestamp(0));
+        assert!(letters.waiting() && letters.after().is_none(), "it begins at the next cut");
+        letters.declare(&catalog(&[(7, 1, 1), (8, 1, 0)]), Timestamp(hour));
+        assert!(letters.wants((8, version(1, 0)), 5) && !letters.wants((7, version(1, 0)), 5));
+        letters.looked(Some(4));
+        assert!(letters.wants((8, version(1, 0)), 5) && !letters.wants((8, version(1, 0)), 4));
+        letters.looked(None);
+        // A higher version looks at what is new in it.
+        letters.declare(&catalog(&[(8, 1, 2), (8, 2, 0)]), Timestamp(2 * hour));
+        let wanted = |letters: &Letters| {
+            [(1, 0), (1, 1), (1, 2), (1, 3), (2, 0)].map(|(major, minor)| letters.wants((8, version(major, minor)), 5))
+        };
+        assert_eq!(wanted(&letters), [false, true, true, false, true]);
+        let again = Letters::stored(&letters.counters(), &catalog(&[(8, 1, 2), (8, 2, 0)]), Timestamp(2 * hour));
+        assert_eq!((wanted(&again), again.counters()), (wanted(&letters), letters.counters()));
+        letters.looked(None);
+        // No longer declared: what comes meanwhile waits, what was there before is done with.
+        letters.declare(&catalog(&[]), Timestamp(9 * hour));
+        assert_eq!(letters.after(), None);
+        let mut back = Letters::stored(&letters.counters(), &catalog(&[(8, 1, 2)]), Timestamp(20 * hour));
+        assert!(!back.wants((8, version(1, 2)), 8 * hour) && back.wants((8, version(1, 2)), 8 * hour + 1));
+        back.looked(None);
+        assert!(!back.wants((8, version(1, 2)), 30 * hour));
+    }
 }
