@@ -93,6 +93,13 @@ impl Repairs {
         span: (i64, Option<i64>),
         stop: CancellationToken,
     ) -> Result<mpsc::Receiver<Event>, String> {
+        if let Some(join) = &plan.stream_join {
+            let text = format!(
+                "pipeline `{}` joins `{}` with `{}`; this version cannot repair a pipeline over two streams",
+                plan.name, plan.source, join.source
+            );
+            return Err(text);
+        }
         let Ok(only) = self.one.clone().try_lock_owned() else {
             return Err("another repair is running; try again when it is done".to_owned());
         };

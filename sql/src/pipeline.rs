@@ -286,13 +286,12 @@ fn resolve(file: &str, source: &Source, names: &Names, found: &mut Vec<Diagnosti
             return Some(Readable { reads, lateness_ns: plan.lateness_ns, fingerprint: Some(plan.fingerprint) });
         }
         // Complained about, or a rollup, whose tables have names of their own.
-        Some(Meaning::Pipeline(None)) => match names.of_rollup(&source.table) {
-            Some(tables) => {
+        Some(Meaning::Pipeline(None)) => {
+            if let Some(tables) = names.of_rollup(&source.table) {
                 let message = format!("`{}` is a rollup: its tables have names of their own", source.table);
                 found.push(complain(code::UNKNOWN_TABLE, message).help(format!("read {}", name::list(tables))));
             }
-            None => {}
-        },
+        }
         Some(Meaning::Unreadable) => {}
         Some(Meaning::Table(_)) => {
             let message = format!("`{}` is a reference table, in which nothing happens by itself", source.table);

@@ -68,8 +68,11 @@ fn length(text: &str) -> Result<i64, (String, String)> {
     }
 }
 
+/// Names and values.
+type Labels = Vec<(Arc<str>, Arc<str>)>;
+
 /// `team=plant, site=north`, in the order of the names.
-pub(super) fn labels(text: &str) -> Result<Vec<(Arc<str>, Arc<str>)>, (String, String)> {
+pub(super) fn labels(text: &str) -> Result<Labels, (String, String)> {
     const EXAMPLE: &str = "write 'team=plant, site=north'";
     let mut labels = Vec::new();
     for part in text.split(',').map(str::trim) {

@@ -48,11 +48,11 @@ fn neighbours_are_chosen_within_bounds() {
     // A column that has changed its type parts files for ever; one that came later does not.
     let extra = ("w", DataType::Utf8);
     let files = [
-        input(0, 1, &[int.clone()], 1),
-        input(1, 2, &[float.clone()], 1),
+        input(0, 1, std::slice::from_ref(&int), 1),
+        input(1, 2, std::slice::from_ref(&float), 1),
         input(2, 3, &[float.clone(), extra.clone()], 1),
-        input(3, 4, &[extra.clone()], 1),
-        input(4, 5, &[int.clone()], 1),
+        input(3, 4, std::slice::from_ref(&extra), 1),
+        input(4, 5, std::slice::from_ref(&int), 1),
     ];
     assert_eq!(plan(&files), Some(1..4));
     assert_eq!(plan(&[files[0].clone(), files[1].clone()]), None);
