@@ -176,8 +176,8 @@ def minors(engine, folder, rng):
     exact = "SELECT count(*) FROM telemetry WHERE temperature = 21.123456789 AND device = 'new'"
     check(number(engine, exact) == 10, "a widened value is whole")
     windows = "SELECT sum(records) FROM _late"
-    late = rows(engine, windows)[0][0]
-    print(f"  minor versions: {audit(engine)}; {late.strip('"') or 0} records late for a window", flush=True)
+    late = rows(engine, windows)[0][0].strip('"') or 0
+    print(f"  minor versions: {audit(engine)}; {late} records late for a window", flush=True)
     check(engine.stop() == 0, engine.log_tail())
     c = duck(engine.data, "telemetry")
     found = c.execute("SELECT count(*), count(DISTINCT (device, epoch, seq)), count(humidity) FROM telemetry").fetchone()

@@ -11,6 +11,8 @@
 //! All work is done by [`Committer::step`], which never waits: the thread ([`Committer::run`]) waits between steps,
 //! and a simulation steps it by itself.
 
+mod progress;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -29,6 +31,7 @@ use tokio::sync::oneshot;
 // A simulation's clock inside of its runtime, the machine's anywhere else.
 use tokio::time::Instant;
 
+pub use self::progress::Progress;
 use crate::admission::Credit;
 use crate::declared::{Declared, Switch};
 use crate::message::{Outcome, Reply};
@@ -474,9 +477,6 @@ fn take_all<T>(from: &mut Vec<T>) -> Vec<T> {
 /// A commit after a long flood must not keep its buffer for ever.
 const LARGEST_BUFFER: usize = 8 << 20;
 
-/// One hour in nanoseconds: files are cut when a partition ends.
-const HOUR: i64 = 3600 * device::time::SECOND;
-
 struct Taken {
     batch: Option<Position>,
     entries: Vec<Entry>,
@@ -511,100 +511,5 @@ impl Pending {
         buffer.clear();
         record.encode(&mut buffer);
         Self { position, bytes: Bytes::from(buffer), record, then, pause: Duration::from_millis(50) }
-    }
-}
-
-/// Where a committer stands between two steps.
-pub struct Progress {
-    barrier: Barrier,
-    time: Timestamp,
-    last_batch: Instant,
-    last_barrier: Instant,
-    last_cut: Instant,
-    bytes_since_cut: u64,
-    /// Something was committed since the last barrier.
-    fresh: bool,
-    /// Something was committed since the last cut.
-    uncut: bool,
-    cut_hour: i64,
-    /// Where records are encoded.
-    buffer: Vec<u8>,
-    /// Being appended.
-    pending: Option<Pending>,
-    /// To be appended next, in this order: position, contribution, and what becomes true.
-    partials_next: VecDeque<(Position, Partial, Arc<AtomicBool>)>,
-    /// To be appended behind those: position, whether it cuts, and who asked for it.
-    barrier_next: Option<(Position, bool, Vec<BarrierRequest>)>,
-    /// Right behind that: position, the project it names, and who asked for it.
-    switch_next: Option<(Position, u64, Vec<BarrierRequest>)>,
-    /// The version of the pipeline project that counts, if it is no longer that of the start.
-    project: Option<u64>,
-}
-
-impl std::fmt::Debug for Progress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Progress").field("barrier", &self.barrier).field("time", &self.time).finish_non_exhaustive()
-    }
-}
-
-impl Progress {
-    /// At the start of a committer.
-    pub fn new(start: Start) -> Self {
-        Self {
-            barrier: start.barrier,
-            time: start.time,
-            last_batch: Instant::now(),
-            last_barrier: Instant::now(),
-            last_cut: Instant::now(),
-            bytes_since_cut: 0,
-            fresh: start.uncut,
-            uncut: start.uncut,
-            cut_hour: start.time.0.div_euclid(HOUR),
-            buffer: Vec::new(),
-            pending: None,
-            partials_next: VecDeque::new(),
-            barrier_next: None,
-            switch_next: None,
-            project: None,
-        }
-    }
-
-    /// `Some(cut)` when a barrier is due.
-    fn due(&self, now: Timestamp, policy: &BarrierPolicy) -> Option<bool> {
-        if self.uncut
-            && (self.bytes_since_cut >= policy.cut_bytes
-                || self.last_cut.elapsed() >= policy.cut_every
-                || now.0.div_euclid(HOUR) > self.cut_hour)
-        {
-            return Some(true);
-        }
-        let wanted = self.fresh || self.settling(policy);
-        (wanted && self.last_barrier.elapsed() >= policy.checkpoint_every).then_some(false)
-    }
-
-    fn settling(&self, policy: &BarrierPolicy) -> bool {
-        self.last_batch.elapsed() < policy.settle
-    }
-
-    fn wait(&self, policy: &BarrierPolicy) -> Duration {
-        let mut wait = Duration::from_secs(10);
-        if self.fresh || self.settling(policy) {
-            wait = wait.min(policy.checkpoint_every.saturating_sub(self.last_barrier.elapsed()));
-        }
-        if self.uncut {
-            wait = wait.min(policy.cut_every.saturating_sub(self.last_cut.elapsed()));
-        }
-        wait.max(Duration::from_millis(1))
-    }
-
-    fn passed(&mut self, cut: bool) {
-        self.fresh = false;
-        self.last_barrier = Instant::now();
-        if cut {
-            self.uncut = false;
-            self.last_cut = Instant::now();
-            self.bytes_since_cut = 0;
-            self.cut_hour = self.time.0.div_euclid(HOUR);
-        }
     }
 }

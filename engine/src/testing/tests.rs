@@ -384,14 +384,14 @@ a 2026-01-01T00:00:00Z pending pending warning 2026-01-01T00:00:00Z
 a 2026-01-01T00:00:20Z fired firing warning 2026-01-01T00:00:00Z
 a 2026-01-01T00:00:30Z escalated firing critical 2026-01-01T00:00:00Z
 a 2026-01-01T00:00:50Z recovering recovering critical 2026-01-01T00:00:00Z
+a 2026-01-01T00:01:10Z resolved ok critical 2026-01-01T00:00:00Z
 
 statement ok
 FLUSH
 
 query TTT
-SELECT device, event, state FROM _alerts WHERE rule = 'hot' AND number > 4 ORDER BY device, number
+SELECT device, event, state FROM _alerts WHERE rule = 'hot' AND number > 5 ORDER BY device, number
 ----
-a resolved ok
 a no_data no_data
 
 query TTTT
