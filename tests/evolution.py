@@ -72,7 +72,8 @@ def rows(engine, sql, offline=False):
 
 
 def number(engine, sql, offline=False):
-    return int(rows(engine, sql, offline)[0][0])
+    # A sum over nothing is NULL.
+    return int(rows(engine, sql, offline)[0][0].strip('"') or 0)
 
 
 class Device:
