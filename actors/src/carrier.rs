@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use device::alert::{Ack, Event, IncidentId, Transition, Wants};
-use device::entry::{Body, DeadLetter, Entry, Reason};
+use device::entry::{Body, DeadLetter, Entries, Entry, Reason};
 use device::id::DeviceId;
 use device::machine::{self, Decision, Device, Effect, EpochLedger, Watch};
 use device::payload::PayloadFormat;
@@ -54,6 +54,7 @@ pub(crate) struct Carrier {
 
 impl Carrier {
     pub(crate) fn new(shard: Arc<Shard>, device: Device) -> Self {
+        let device = device.with_rules(shard.shadow_rules.clone());
         Self { shard, device, staged: VecDeque::new(), logged: 0, to_acknowledge: 0 }
     }
 
@@ -158,9 +159,9 @@ impl Carrier {
         self.shard.attend(handle);
     }
 
-    /// Whether it has alerts to look after.
-    pub(crate) fn is_alerting(&self) -> bool {
-        self.device.is_alerting()
+    /// Whether time changes something for it: alerts, values and commands that end.
+    pub(crate) fn heeds_time(&self) -> bool {
+        self.device.is_alerting() || self.device.due().is_some()
     }
 
     /// Brings into the log what was made and never reached it, and has a tick soon.
@@ -171,6 +172,18 @@ impl Carrier {
 
     /// Says that time has passed if that changes an alert, or when to ask again.
     fn pass_time(&mut self, handle: &Arc<DeviceHandle>, now: Timestamp) {
+        if !self.staged.is_empty() {
+            return;
+        }
+        let overdue = self.device.overdue(now);
+        if !overdue.is_empty() {
+            self.stage_all(handle, overdue, None);
+        }
+        if let Some(at) = self.device.due()
+            && handle.wants_reminder(at)
+        {
+            self.shard.book.remind(at, handle.id().clone());
+        }
         if !self.device.is_alerting() || !self.staged.is_empty() {
             return;
         }
@@ -209,13 +222,48 @@ impl Carrier {
         })
     }
 
+    /// Commits entries of the engine's own, in one record.
+    fn stage_all(&mut self, handle: &Arc<DeviceHandle>, entries: Entries, reply: Option<Reply>) {
+        self.shard.touch(handle);
+        let reply = reply.map(|reply| (reply, Outcome::Stored));
+        let position = self.shard.committer.push(entries.clone(), reply, Credit::free());
+        self.staged.extend(entries.into_iter().map(|entry| Staged { position, entry, streams: 0 }));
+        self.shard.attend(handle);
+    }
+
+    /// Somebody asks the device for something. The answer counts when `reply` is told.
+    pub(crate) fn request<T>(
+        &mut self,
+        handle: &Arc<DeviceHandle>,
+        decide: &(impl Fn(&mut Device, Timestamp) -> (T, Entries) + ?Sized),
+        reply: Reply,
+    ) -> Result<T, Failure> {
+        self.guarded(|carrier| {
+            carrier.settle(handle);
+            let (answer, entries) = decide(&mut carrier.device, (carrier.shard.clock)());
+            if entries.is_empty() {
+                carrier.shard.committer.push_reply(reply, Outcome::Stored);
+            } else {
+                carrier.stage_all(handle, entries, Some(reply));
+            }
+            answer
+        })
+    }
+
+    /// Looks at the device as it is durable.
+    pub(crate) fn look<T>(&mut self, handle: &Arc<DeviceHandle>, at: impl FnOnce(&Device) -> T) -> Result<T, Failure> {
+        self.guarded(|carrier| {
+            carrier.settle(handle);
+            at(&carrier.device)
+        })
+    }
+
     fn admit(&mut self, handle: &Arc<DeviceHandle>, inbound: Inbound) -> Result<(), Failure> {
         let Inbound { channel, payload, format, received, session, reply, credit } = inbound;
+        // What is told because of it goes out when it is durable, so a tick has to come.
+        let keeps = !matches!(channel, Channel::Telemetry | Channel::Hello);
         let message = machine::Message {
-            channel: match channel {
-                Channel::Telemetry => machine::Channel::Telemetry,
-                Channel::Hello => machine::Channel::Hello,
-            },
+            channel: if channel == Channel::Hello { machine::Channel::Hello } else { machine::Channel::Telemetry },
             payload: &payload,
             format,
             received,
@@ -226,14 +274,20 @@ impl Carrier {
         let (shard, device) = (&self.shard, &mut self.device);
         // Until the entries are pushed: streams change between two messages, never inside of one.
         let declared = shard.declared.read();
-        let verdict = catch_unwind(AssertUnwindSafe(|| device.admit(message, &declared, &mut || (shard.random)())));
+        let verdict = catch_unwind(AssertUnwindSafe(|| match &channel {
+            Channel::Telemetry | Channel::Hello => device.admit(message, &declared, &mut || (shard.random)()),
+            Channel::Reported => device.report(message, None),
+            Channel::PlainReported(name) => device.report(message, Some(name)),
+            Channel::CommandResult => device.command_result(message),
+            Channel::Listening => device.listening(message),
+        }));
         let Ok(verdict) = verdict else {
             // The payload is kept so that the same bytes cannot fail the device for ever; the state goes, and the
             // device starts from what is durable.
             let text = "the device's state machine failed on this payload; it is kept here for diagnosis".to_owned();
             let letter = DeadLetter {
                 sender: String::new(),
-                topic: format!("devices/{}/{}", handle.id(), topic_of(channel)),
+                topic: format!("devices/{}/{}", handle.id(), channel.topic()),
                 reason: Reason::Failed,
                 text: text.clone(),
                 payload,
@@ -280,7 +334,7 @@ impl Carrier {
             }
         }
         self.carry_out(handle, verdict.effects);
-        if self.to_acknowledge > 0 || self.device.owes() {
+        if self.to_acknowledge > 0 || self.device.owes() || keeps {
             self.shard.attend(handle);
         }
         Ok(())
@@ -290,7 +344,7 @@ impl Carrier {
         for effect in effects {
             match effect {
                 Effect::Publish { topic, payload, qos } => {
-                    self.shard.downlink.publish(handle.id(), topic, Bytes::from(payload), qos);
+                    self.shard.downlink.publish(handle.id(), &topic, Bytes::from(payload), qos);
                 }
                 Effect::Alert(transition) => announce(handle.id(), &transition),
                 Effect::Event(event) => {
@@ -322,19 +376,14 @@ fn announce(device: &DeviceId, transition: &Transition) {
     }
 }
 
-fn topic_of(channel: Channel) -> &'static str {
-    match channel {
-        Channel::Telemetry => "telemetry",
-        Channel::Hello => "hello",
-    }
-}
-
 /// Whether the device expects an ack frame for this entry: only senders of frames do.
 fn wants_ack(entry: &Entry) -> bool {
     match &entry.body {
         Body::Records(records) => records.format == PayloadFormat::Frame,
         Body::Loss(_) | Body::Closed { .. } => true,
-        Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_) => false,
+        Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_) | Body::Shadow(_) | Body::Command(_) => {
+            false
+        }
         Body::DeadLetter(letter) => letter.accounted.is_some(),
     }
 }

@@ -121,10 +121,10 @@ impl DeviceHandle {
                 }
             }
         }
-        let alerting = carrier.is_alerting();
+        let heeding = carrier.heeds_time();
         *seat = Seat::Taken(carrier);
         drop(seat);
-        if alerting {
+        if heeding {
             // What it slept through, and transitions that a crash kept out of the log.
             self.with(|carrier, handle| {
                 carrier.look_again(handle);

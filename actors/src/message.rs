@@ -1,5 +1,6 @@
 //! What crosses the border between the gateway and the device actors.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,12 +12,35 @@ use device::time::Timestamp;
 use crate::admission::Credit;
 
 /// Which of a device's inbound topics a message came on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Channel {
     /// `devices/{id}/telemetry`
     Telemetry,
     /// `devices/{id}/hello`
     Hello,
+    /// `devices/{id}/config/reported`
+    Reported,
+    /// `devices/{id}/shadow/reported`, `devices/{id}/shadow/{name}/reported`: the name of the shadow.
+    PlainReported(Arc<str>),
+    /// `devices/{id}/commands/result`
+    CommandResult,
+    /// No message: somebody has subscribed to what the device is told.
+    Listening,
+}
+
+impl Channel {
+    /// The end of its topic.
+    pub fn topic(&self) -> Cow<'static, str> {
+        match self {
+            Self::Telemetry => "telemetry".into(),
+            Self::Hello => "hello".into(),
+            Self::Reported => "config/reported".into(),
+            Self::PlainReported(name) if &**name == device::shadow::DEFAULT => "shadow/reported".into(),
+            Self::PlainReported(name) => format!("shadow/{name}/reported").into(),
+            Self::CommandResult => "commands/result".into(),
+            Self::Listening => "".into(),
+        }
+    }
 }
 
 /// A message on its way to a device actor.
@@ -80,7 +104,7 @@ pub enum Outcome {
 /// The way from an actor to whoever is subscribed to one of its device's own topics.
 pub trait Downlink: Send + Sync + std::fmt::Debug {
     /// Publishes on `devices/{device}/{topic}`; returns at once. Nobody subscribed: nothing happens.
-    fn publish(&self, device: &DeviceId, topic: &'static str, payload: Bytes, qos: u8);
+    fn publish(&self, device: &DeviceId, topic: &str, payload: Bytes, qos: u8);
 }
 
 /// A message that cannot go to any device: its topic names none, or none that is valid.

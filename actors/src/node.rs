@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use device::alert::{Ack, IncidentId};
-use device::entry::{Body, DeadLetter, Entry};
+use device::entry::{Body, DeadLetter, Entries, Entry};
 use device::id::{DeviceId, ShardId};
-use device::machine::EpochLedger;
+use device::machine::{Device, EpochLedger};
 use device::seq::Barrier;
 use device::time::Timestamp;
 use parking_lot::Mutex;
@@ -155,6 +155,59 @@ impl Node {
             }
         }
         Ok(shard.load(device, true).await?.ledger())
+    }
+
+    /// Asks a device for something; `decide` says what has to become durable for it, and may be called again if the
+    /// device fails meanwhile. Returns the answer when it is durable; `None`: the device did not answer.
+    pub async fn request<T>(
+        &self,
+        device: &DeviceId,
+        decide: impl Fn(&mut Device, Timestamp) -> (T, Entries),
+    ) -> Option<T> {
+        for _ in 0..PATIENCE {
+            // Asked anew each time: a device that falls asleep meanwhile has another handle then.
+            let handle = self.shard(device).open(device);
+            let (sink, durable) = Durable::new();
+            let reply = Reply { sink, ticket: 0 };
+            match handle.with(|carrier, handle| carrier.request(handle, &decide, reply)) {
+                Some(answer) => {
+                    durable.await.ok()?;
+                    // What it tells the device because of this goes out now rather than with the next tick.
+                    handle.with(|carrier, handle| carrier.look(handle, |_| ()));
+                    return Some(answer);
+                }
+                None => tokio::time::sleep(RETRY).await,
+            }
+        }
+        None
+    }
+
+    /// Looks at a device as it is durable, without waking it.
+    pub async fn look<T>(&self, device: &DeviceId, look: impl FnOnce(&Device) -> T) -> Result<T, ShardError> {
+        let shard = self.shard(device);
+        let mut look = Some(look);
+        if let Some(handle) = shard.if_awake(device) {
+            let looked =
+                handle.with(|carrier, handle| carrier.look(handle, |device| look.take().map(|look| look(device))));
+            if let Some(Some(looked)) = looked {
+                return Ok(looked);
+            }
+        }
+        let stored = shard.load(device, true).await?.with_rules(shard.shadow_rules.clone());
+        match look {
+            Some(look) => Ok(look(&stored)),
+            None => Err(ShardError::Decode { what: format!("device {device}"), error: "it failed".to_owned() }),
+        }
+    }
+
+    /// The time as the device's shard has it.
+    pub fn now(&self, device: &DeviceId) -> Timestamp {
+        self.time(self.shard(device))
+    }
+
+    /// The time as a shard has it.
+    pub fn time(&self, shard: &Shard) -> Timestamp {
+        (shard.clock)()
     }
 
     /// Somebody takes care of an incident for so long, or (`None`) no longer does. Returns what is durable now; `None`: the

@@ -16,6 +16,7 @@ use device::id::{DeviceId, ShardId};
 use device::machine::{Device, Watch};
 use device::schema::Catalog;
 use device::seq::{Barrier, Position};
+use device::shadow::ShadowRules;
 use device::time::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use ractor::ActorRef;
@@ -85,6 +86,8 @@ pub struct Shard {
     pub(crate) passivate_after_ns: i64,
     /// Which alert rules count where.
     pub book: Arc<RuleBook>,
+    /// Who wins where both sides of a shadow have changed.
+    pub(crate) shadow_rules: Arc<ShadowRules>,
     /// When the shard was opened: nothing could be heard before.
     pub(crate) floor: Timestamp,
     supervisor: OnceLock<ActorRef<SupervisorMessage>>,
@@ -123,6 +126,8 @@ pub struct Parts {
     pub checkpoint: Position,
     /// Alert rules: those that count at the checkpoint, and others that the log may go over to.
     pub book: RuleBook,
+    /// Who wins where both sides of a shadow have changed.
+    pub shadow_rules: Arc<ShadowRules>,
 }
 
 impl std::fmt::Debug for Shard {
@@ -138,6 +143,7 @@ impl Shard {
         parts.committer.tell(book.clone());
         Self {
             book,
+            shadow_rules: parts.shadow_rules,
             floor: (parts.clock)(),
             id: parts.id,
             committer: parts.committer,
@@ -262,22 +268,22 @@ impl Shard {
         }
     }
 
-    /// Looks for sleeping devices whose alerts wait for time to pass, or have transitions that never reached the log.
+    /// Looks for sleeping devices that wait for time to pass (alerts, values and commands that end), or have
+    /// transitions that never reached the log.
     /// For the start: later on each device says so itself.
     pub(crate) async fn remind_all(&self) -> Result<(), ShardError> {
-        if !self.book.any() {
-            return Ok(());
-        }
         let (rules, now) = (self.book.now(), (self.clock)());
         let look = |id: DeviceId, snapshot: &[u8]| {
             // What cannot be read is complained about when the device wakes.
             let Ok(device) = Device::restore(id.clone(), snapshot) else { return };
-            let at = match (device.unlogged(now, 0), device.wants(&rules, now, self.floor)) {
-                (Some(_), _) | (None, Wants::Now) => now,
-                (None, Wants::At(at)) => at,
-                (None, Wants::Nothing) => return,
+            let of_alerts = match (device.unlogged(now, 0), device.wants(&rules, now, self.floor)) {
+                (Some(_), _) | (None, Wants::Now) => Some(now),
+                (None, Wants::At(at)) => Some(at),
+                (None, Wants::Nothing) => None,
             };
-            self.book.remind(at, id);
+            if let Some(at) = of_alerts.into_iter().chain(device.due()).min() {
+                self.book.remind(at, id);
+            }
         };
         let parked: Vec<(DeviceId, Bytes)> =
             self.parked.lock().iter().map(|(id, parked)| (id.clone(), parked.snapshot.clone())).collect();
@@ -481,6 +487,40 @@ impl Shard {
         }
         if parked.is_empty() && parked.capacity() > 1024 {
             parked.shrink_to_fit();
+        }
+    }
+
+    /// Looks at every device of the shard as it is durable, ordered within each of: awake, asleep and not yet in a
+    /// checkpoint, in the state store. One whose state cannot be read is passed over; it is complained about when it
+    /// wakes.
+    pub async fn each(&self, mut look: impl FnMut(&Device)) -> Result<(), ShardError> {
+        let mut seen: HashSet<DeviceId> = HashSet::new();
+        for handle in self.awake() {
+            let looked = handle.with(|carrier, handle| carrier.look(handle, &mut look));
+            if looked.is_some() {
+                seen.insert(handle.id().clone());
+            }
+        }
+        let parked: Vec<(DeviceId, Bytes)> =
+            self.parked.lock().iter().map(|(id, parked)| (id.clone(), parked.snapshot.clone())).collect();
+        let mut stored = |id: DeviceId, snapshot: &[u8]| {
+            if let Ok(device) = Device::restore(id, snapshot) {
+                look(&device.with_rules(self.shadow_rules.clone()));
+            }
+        };
+        for (id, snapshot) in parked {
+            if seen.insert(id.clone()) {
+                stored(id, &snapshot);
+            }
+        }
+        let mut after: Option<DeviceId> = None;
+        loop {
+            let page = self.state.devices(after.as_ref().map(DeviceId::as_str), PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(last.clone());
+            for (id, snapshot) in page.into_iter().filter(|(id, _)| !seen.contains(id)) {
+                stored(id, &snapshot);
+            }
         }
     }
 

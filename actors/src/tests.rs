@@ -31,7 +31,7 @@ use crate::shard::{Parts, Shard};
 struct Deaf;
 
 impl Downlink for Deaf {
-    fn publish(&self, _: &DeviceId, _: &'static str, _: Bytes, _: u8) {}
+    fn publish(&self, _: &DeviceId, _: &str, _: Bytes, _: u8) {}
 }
 
 /// Gathers outcomes by ticket.
@@ -100,6 +100,7 @@ impl World {
             passivate_after_ns: 600 * SECOND,
             checkpoint: Position(0),
             book: crate::rules::RuleBook::empty(),
+            shadow_rules: Arc::default(),
         }));
         let work = Work {
             log: log.clone(),

@@ -3,6 +3,7 @@
 //! One task per client and no thread, so a thousand clients fit into one process. Absent: any decision about
 //! what to send when (that is [`crate::agent`]) and about durability (that is [`crate::outbox`]).
 
+mod keeper;
 mod task;
 
 use std::path::PathBuf;
@@ -13,7 +14,8 @@ use std::time::Duration;
 use device::id::DeviceId;
 use device::seq::Epoch;
 use device::time::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::agent::AgentConfig;
@@ -23,6 +25,7 @@ use crate::latency::Latency;
 use crate::mqtt::MqttConfig;
 use crate::outbox::{FileMedia, Fresh, MAX_FIELDS, Media, Outbox, OutboxConfig, RamMedia};
 use crate::reading::Reading;
+use crate::twin::{self, Twin};
 
 /// The wall clock of the device.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -61,6 +64,8 @@ pub struct EdgeConfig {
     pub firmware: String,
     /// Where times to acknowledgement are counted; may be shared.
     pub latency: Arc<Latency>,
+    /// Takes commands. `None`: the device says that it does none.
+    pub commands: Option<mpsc::Sender<twin::Task>>,
 }
 
 impl EdgeConfig {
@@ -82,6 +87,7 @@ impl EdgeConfig {
             reconnect_at_most: Duration::from_secs(30),
             firmware: env!("CARGO_PKG_VERSION").to_owned(),
             latency: Arc::new(Latency::default()),
+            commands: None,
         }
     }
 }
@@ -148,6 +154,8 @@ pub enum Fault {
 enum Command {
     Record { readings: Vec<Reading>, reply: oneshot::Sender<Result<Receipt, EdgeError>> },
     Flush { reply: oneshot::Sender<()> },
+    Change { shadow: String, patch: Map<String, Value> },
+    Ended { id: String, state: &'static str, out: Value },
     Fault(Fault),
     Shutdown { reply: oneshot::Sender<()> },
 }
@@ -198,6 +206,7 @@ const QUEUE: usize = 16;
 pub struct EdgeClient {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
+    twin: watch::Receiver<Twin>,
     task: JoinHandle<()>,
 }
 
@@ -214,7 +223,7 @@ impl EdgeClient {
             };
             Outbox::open(media, sizes, fresh)
         };
-        let (outbox, recovery) = match config.store {
+        let (outbox, recovery) = match &config.store {
             Store::Memory => open()?,
             Store::Directory(_) => tokio::task::spawn_blocking(open).await.map_err(|_| EdgeError::Stopped)??,
         };
@@ -223,9 +232,15 @@ impl EdgeClient {
                 "the outbox is damaged: what it held there is declared lost");
         }
         let shared = Arc::new(Shared::default());
+        let keeper = keeper::Keeper::open(match &config.store {
+            Store::Memory => None,
+            Store::Directory(path) => Some(path.clone()),
+        })
+        .await?;
+        let twin = keeper.watch();
         let (commands, inbox) = mpsc::channel(QUEUE);
-        let task = task::Task::new(config, clock, outbox, shared.clone(), inbox);
-        Ok(Self { commands, shared, task: tokio::spawn(task.run()) })
+        let task = task::Task::new(config, clock, (outbox, keeper), shared.clone(), inbox);
+        Ok(Self { commands, shared, twin, task: tokio::spawn(task.run()) })
     }
 
     /// Records one reading; returns when it is durable in the outbox.
@@ -252,6 +267,22 @@ impl EdgeClient {
     /// Makes trouble.
     pub async fn disturb(&self, fault: Fault) -> Result<(), EdgeError> {
         self.commands.send(Command::Fault(fault)).await.map_err(|_| EdgeError::Stopped)
+    }
+
+    /// What the device holds of its shadows, and news of it: the application does what it says.
+    pub fn twin(&self) -> watch::Receiver<Twin> {
+        self.twin.clone()
+    }
+
+    /// Values of a shadow were changed on the device itself: a JSON merge patch (RFC 7396). It is told to the engine,
+    /// now or when there is a connection.
+    pub async fn change(&self, shadow: &str, patch: Map<String, Value>) -> Result<(), EdgeError> {
+        self.commands.send(Command::Change { shadow: shadow.to_owned(), patch }).await.map_err(|_| EdgeError::Stopped)
+    }
+
+    /// A command stands elsewhere now: `running`, `ok`, `failed` or `rejected`, and what there is to say of it.
+    pub async fn ended(&self, id: &str, state: &'static str, out: Value) -> Result<(), EdgeError> {
+        self.commands.send(Command::Ended { id: id.to_owned(), state, out }).await.map_err(|_| EdgeError::Stopped)
     }
 
     /// Counters.

@@ -6,10 +6,11 @@
 //! - [`agent`]: the pure core that decides when to say hello, what to send and what to send again.
 //! - [`frame`]: stored records as telemetry frames; [`wire`]: hellos and what the engine answers.
 //! - [`mqtt`]: one connection, TCP or TLS, MQTT 5.0 or 3.1.1.
-//! - [`EdgeClient`]: the four together in one task: `record`, `flush`, `stats`, `shutdown`.
+//! - [`twin`]: what the device holds of its shadows and of commands.
+//! - [`EdgeClient`]: all together in one task: `record`, `flush`, `shadow`, `change`, `commands`, `stats`, `shutdown`.
 //!
 //! Absent: the frame format, topics, hello and ack encodings (crate `device`), any reading of the wall clock
-//! (it comes in as a closure), and whatever a device does apart from sending telemetry.
+//! (it comes in as a closure), and what a wish or a command means: the application does it.
 
 pub mod agent;
 mod client;
@@ -20,6 +21,7 @@ pub mod mqtt;
 pub mod outbox;
 mod ranges;
 mod reading;
+pub mod twin;
 pub mod wire;
 
 pub use client::{Clock, EdgeClient, EdgeConfig, Fault, Receipt, Stats, Store};

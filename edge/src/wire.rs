@@ -7,6 +7,9 @@ use minicbor::Encoder;
 use crate::agent::{Ack, EpochAck};
 use crate::outbox::EpochView;
 
+/// Version and delta of the default shadow.
+pub type Wish = (Option<u64>, Option<Vec<u8>>);
+
 /// The epochs of a hello. If there are too many, the oldest and the live one: the engine closes an open epoch
 /// that is not listed, and the newer old ones were never sent.
 pub fn held(epochs: &[EpochView]) -> Vec<HeldEpoch> {
@@ -25,10 +28,13 @@ pub fn held(epochs: &[EpochView]) -> Vec<HeldEpoch> {
     list
 }
 
-/// The answer to a hello; `None` if it is none, or not to this session's.
-pub fn hello_ack(payload: &[u8], session: u64) -> Option<Ack> {
+/// The answer to a hello, and what is desired of the device (version and delta); `None` if it is none, or not to this
+/// session's.
+pub fn hello_ack(payload: &[u8], session: u64) -> Option<(Ack, Wish)> {
     let answer = HelloAck::decode(payload).ok().filter(|answer| answer.session == session)?;
-    Some(Ack { epochs: epochs(&answer.acks), credit: Some(u64::from(answer.credit)), nacks: 0, resend: Vec::new() })
+    let epochs = epochs(&answer.acks);
+    let ack = Ack { epochs, credit: Some(u64::from(answer.credit)), nacks: 0, resend: Vec::new() };
+    Some((ack, (answer.dv, answer.delta)))
 }
 
 /// An ack frame.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use device::shadow::{Policy, Rule, ShadowRules};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -57,6 +58,8 @@ pub struct Config {
     pub tables: TablesConfig,
     /// The pipeline project.
     pub pipelines: PipelinesConfig,
+    /// What devices are wanted to be, and what they say they are.
+    pub shadow: ShadowConfig,
     /// Bounds.
     pub limits: LimitsConfig,
 }
@@ -208,6 +211,60 @@ impl Default for PipelinesConfig {
     }
 }
 
+/// `[shadow]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShadowConfig {
+    /// What counts for some values, `[[shadow.rules]]`; the first that covers a value counts.
+    pub rules: Vec<ShadowRule>,
+}
+
+/// One of `[[shadow.rules]]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShadowRule {
+    /// Only in the shadow of this name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<String>,
+    /// Which values: names with `.` between them; `*` stands for any name, at the end for all below.
+    pub path: String,
+    /// Who wins where both sides have changed: `server`, `device`, `lww`, `manual`, `max`, `min`, `union`.
+    #[serde(default = "server")]
+    pub policy: String,
+    /// How far apart two numbers may be and still mean the same.
+    #[serde(default)]
+    pub deadband: f64,
+}
+
+fn server() -> String {
+    Policy::Server.as_str().to_owned()
+}
+
+impl ShadowConfig {
+    /// The rules as devices use them.
+    pub fn rules(&self) -> Result<ShadowRules, ConfigError> {
+        let rule = |rule: &ShadowRule| {
+            let bad = |message| ConfigError::Value { key: "shadow.rules", message };
+            let Some(policy) = Policy::from_name(&rule.policy) else {
+                let all = Policy::ALL.map(Policy::as_str).join(", ");
+                return Err(bad(format!("{:?} is no policy; there are {all}", rule.policy)));
+            };
+            let path: Vec<String> = rule.path.split('.').map(str::to_owned).collect();
+            if path.iter().any(String::is_empty) {
+                return Err(bad(format!(
+                    "{:?} is no path; one looks like \"heating.limit\" or \"heating.*\"",
+                    rule.path
+                )));
+            }
+            if !(rule.deadband >= 0.0 && rule.deadband.is_finite()) {
+                return Err(bad(format!("the deadband of {} must be 0 or more", rule.path)));
+            }
+            Ok(Rule { shadow: rule.shadow.clone(), path, policy, deadband: rule.deadband })
+        };
+        self.rules.iter().map(rule).collect::<Result<_, _>>().map(ShadowRules)
+    }
+}
+
 /// `[limits]`: every bound, each with its reason in [`crate::limits`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -296,6 +353,7 @@ impl Config {
             return Err(ConfigError::Value { key: "mqtt.no_subscribe", message });
         }
         self.tables.validate()?;
+        self.shadow.rules()?;
         if self.limits.in_flight < 1 << 20 {
             return Err(ConfigError::Value { key: "limits.in_flight", message: "must be at least 1 MiB".into() });
         }
@@ -313,8 +371,9 @@ impl TablesConfig {
             for (name, time) in all {
                 if !storage::schema::is_system(name) {
                     let message = format!(
-                        "{name} is no system table (those are _dead_letters, _losses, _late); \
-                         how long a stream or pipeline is kept stands in its WITH (...)"
+                        "{name} is no system table (those are {}); \
+                         how long a stream or pipeline is kept stands in its WITH (...)",
+                        storage::schema::SYSTEM.join(", ")
                     );
                     return Err(ConfigError::Value { key, message });
                 }

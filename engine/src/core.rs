@@ -157,6 +157,7 @@ impl Core {
             passivate_after: config.node.passivate_after,
             shards,
             peers: peers.clone(),
+            shadow_rules: Arc::new(config.shadow.rules().map_err(|error| CoreError::Other(error.to_string()))?),
         };
 
         schemas::allowed(&schemas::known(&root)?, &loaded.project, &loaded.files)?;
@@ -529,5 +530,5 @@ fn spawn(id: ShardId, opened: Opened, work: Work, fatal: &mpsc::Sender<CoreError
 pub struct Silent;
 
 impl Downlink for Silent {
-    fn publish(&self, _: &DeviceId, _: &'static str, _: Bytes, _: u8) {}
+    fn publish(&self, _: &DeviceId, _: &str, _: Bytes, _: u8) {}
 }

@@ -24,6 +24,7 @@ pub mod clock;
 pub mod config;
 pub mod core;
 pub mod engine;
+pub mod fleet;
 pub mod gateway;
 pub mod holds;
 pub mod housekeeping;

@@ -16,6 +16,7 @@ use device::entry::{LogBody, LogRecord};
 use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
 use device::seq::{Barrier, Position};
+use device::shadow::ShadowRules;
 use futures::future::BoxFuture;
 use pipelines::runner::{DeviceStates, LogEnd, PROJECT, Parts as RunnerParts, Peers, Projects, Runner, Status};
 use sql::Project;
@@ -46,6 +47,8 @@ pub struct Opener {
     pub shards: u16,
     /// The way from one to another.
     pub peers: Arc<dyn Peers>,
+    /// Who wins where both sides of a shadow have changed.
+    pub shadow_rules: Arc<ShadowRules>,
 }
 
 /// A shard that is open and does not run yet.
@@ -101,6 +104,7 @@ impl Opener {
             passivate_after_ns: i64::try_from(self.passivate_after.as_nanos()).unwrap_or(i64::MAX),
             checkpoint,
             book: self.book(project),
+            shadow_rules: self.shadow_rules.clone(),
         }));
         shard.recover().await?;
         let status = Arc::new(Status::default());

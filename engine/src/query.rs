@@ -21,6 +21,7 @@ use storage::table::{LiveShard, LiveTable, TableError, TableStore};
 use thiserror::Error;
 
 use crate::core::Core;
+use crate::fleet::{self, Fleet};
 
 /// Why a query has no result.
 #[derive(Debug, Error)]
@@ -151,7 +152,14 @@ async fn of_project(context: &SessionContext, project: &Project) -> Result<(), Q
 
 /// All tables of a running engine: files and the rows that are newer than the last of them.
 pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<SessionContext, QueryError> {
-    over_live(&core.tables, &core.project(), &core.catalog(), &core.statuses, runtime).await
+    let context = over_live(&core.tables, &core.project(), &core.catalog(), &core.statuses, runtime).await?;
+    for kind in fleet::Kind::ALL {
+        // A stream or pipeline of that name is what its project means by it.
+        if !context.table_exist(kind.name())? {
+            context.register_table(kind.name(), Arc::new(Fleet::new(kind, core.node.clone())))?;
+        }
+    }
+    Ok(context)
 }
 
 /// All tables of a project: files, and the rows of its shards that are newer than the last of them; reference tables

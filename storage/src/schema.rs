@@ -34,9 +34,18 @@ pub const LATE: &str = "_late";
 /// The table of every change of an alert.
 pub const ALERTS: &str = "_alerts";
 
+/// The table of every change of a shadow.
+pub const SHADOW_HISTORY: &str = "_shadow_history";
+
+/// The table of commands to devices, and of what became of them.
+pub const COMMANDS: &str = "_commands";
+
+/// Every table of the engine's own.
+pub const SYSTEM: [&str; 6] = [DEAD_LETTERS, LOSSES, LATE, ALERTS, SHADOW_HISTORY, COMMANDS];
+
 /// Whether a table is one of the engine's own; no stream may be named like one.
 pub fn is_system(table: &str) -> bool {
-    [DEAD_LETTERS, LOSSES, LATE, ALERTS].contains(&table)
+    SYSTEM.contains(&table)
 }
 
 /// `TIMESTAMP(NANOS, UTC)`.
@@ -127,6 +136,38 @@ pub fn late_schema() -> SchemaRef {
         Field::new("reason", DataType::Utf8, false),
         Field::new("records", DataType::UInt64, false),
         Field::new("ts", timestamp(), false),
+    ]))
+}
+
+/// Columns of [`SHADOW_HISTORY`]: one row per change. `version` is that of the side that changed (`dv` or `rv`),
+/// `patch` the JSON merge patch that was made, `detail` what else there is to say, in JSON.
+pub fn shadow_history_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("device", DataType::Utf8, false),
+        Field::new("shadow", DataType::Utf8, false),
+        Field::new("ts", timestamp(), false),
+        Field::new("event", DataType::Utf8, false),
+        Field::new("version", DataType::UInt64, true),
+        Field::new("patch", DataType::Utf8, true),
+        Field::new("by", DataType::Utf8, false),
+        Field::new("request_id", DataType::Utf8, true),
+        Field::new("detail", DataType::Utf8, true),
+    ]))
+}
+
+/// Columns of [`COMMANDS`]: one row when a command is asked for, and one for each change of where it stands. `args` and
+/// `out` are JSON.
+pub fn commands_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("device", DataType::Utf8, false),
+        Field::new("cmd_id", DataType::Utf8, false),
+        Field::new("ts", timestamp(), false),
+        Field::new("state", DataType::Utf8, false),
+        Field::new("name", DataType::Utf8, true),
+        Field::new("args", DataType::Utf8, true),
+        Field::new("deadline", timestamp(), true),
+        Field::new("by", DataType::Utf8, true),
+        Field::new("out", DataType::Utf8, true),
     ]))
 }
 

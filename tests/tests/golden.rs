@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use device::ack::{Ack, EpochAck, Nack, Resend};
 use device::alert::{self, Comparison, Event, Expr, IncidentId, State, Transition};
+use device::command::{self, Order, Step};
 use device::entry::{
     Body, DeadLetter, DecodeError, Entry, LogBody, LogRecord, Loss, LossReason, Partial, Reason, Records, Run,
 };
@@ -25,7 +26,9 @@ use device::payload::{
 };
 use device::schema::{Catalog, Field, FieldType, OwnedValue, SchemaVersion, Stream};
 use device::seq::{Barrier, Epoch, Position};
+use device::shadow::{Ask, Change, Conflict, Policy, Reported, What, Winner};
 use device::time::{SECOND, Timestamp};
+use serde_json::json;
 
 /// 2026-11-23T10:00:00Z
 const TIME: i64 = 1_795_428_000 * SECOND;
@@ -139,6 +142,89 @@ fn alerts() -> Vec<Entry> {
     ]
 }
 
+fn object(value: serde_json::Value) -> serde_json::Map<String, serde_json::Value> {
+    match value {
+        serde_json::Value::Object(object) => object,
+        other => panic!("{other}"),
+    }
+}
+
+/// What shadows and commands write.
+fn keeping() -> Vec<Entry> {
+    let entry = |body| Entry { device: id("pump-7"), received: Timestamp(TIME), body };
+    let path = vec!["a".into(), "b".into()];
+    let changes = [
+        What::Desired {
+            dv: 300,
+            patch: object(json!({"a": {"b": 1.5}})),
+            expires: Some(Timestamp(TIME)),
+            adopted: false,
+        },
+        What::Reported(Box::new(Reported {
+            rv: 301,
+            patch: object(json!({"c": null, "d": [1, "x"]})),
+            full: true,
+            applied: Some(299),
+            turn: Some((u64::MAX, 3)),
+            times: vec![(path.clone(), Timestamp(-1))],
+            open: vec![path.clone()],
+        })),
+        What::Conflict(Box::new(Conflict {
+            path: path.clone(),
+            base: json!(null),
+            desired: json!(2),
+            reported: json!("x"),
+            desired_at: Some(Timestamp(TIME)),
+            reported_at: None,
+            policy: Policy::Later,
+            winner: Winner::Device,
+        })),
+        What::Expired { dv: 302, paths: vec![path] },
+        What::Deleted { dv: 303, rv: 304 },
+    ];
+    let change = |(at, what)| {
+        let request = (at == 0).then(|| "r-1".into());
+        entry(Body::Shadow(Box::new(Change { shadow: "main".into(), by: "ann".into(), request, what })))
+    };
+    let order = Order {
+        id: "c-1".into(),
+        name: "open".into(),
+        args: json!({"valve": 3}),
+        deadline: Timestamp(TIME + 60 * SECOND),
+        by: "ann".into(),
+    };
+    let mut entries: Vec<Entry> = changes.into_iter().enumerate().map(change).collect();
+    entries.push(entry(Body::Command(Step::Queued(Box::new(order)))));
+    let moved = Step::Moved { id: "c-1".into(), state: command::State::Running, out: json!({"at": 10}) };
+    entries.push(entry(Body::Command(moved)));
+    entries
+}
+
+#[test]
+fn device_snapshots_with_shadows_and_commands() {
+    let mut device = Device::new(id("pump-7"));
+    let ask = Ask {
+        shadow: "main".into(),
+        patch: Some(object(json!({"a": {"b": 1}, "c": "x"}))),
+        by: "ann".into(),
+        request: Some("r-0".into()),
+        if_dv: None,
+        ttl: None,
+    };
+    let (_, entries) = device.ask(ask, Timestamp(TIME));
+    for entry in entries.iter().chain(&keeping()[..2]).chain(&keeping()[5..]) {
+        device.apply(Position(9), entry);
+    }
+    device.advance(Position(9));
+    let bytes = golden("snapshot_v3.hex", &device.snapshot());
+    let back = Device::restore(id("pump-7"), &bytes).unwrap();
+    assert_eq!(back.snapshot(), bytes);
+    let view = back.shadow("main", Timestamp(TIME - 1)).unwrap();
+    assert_eq!((view.dv, view.rv, view.applied_dv, view.open.len()), (300, 301, 299, 1));
+    assert_eq!(json!(view.desired), json!({"a": {"b": 1.5}, "c": "x"}));
+    assert_eq!(back.commands().unwrap().find("c-1").unwrap().state, command::State::Running);
+}
+
 /// A device with an incident, samples that wait, and transitions that are not in the log yet.
 fn alerting() -> Device {
     let level = alert::Level {
@@ -212,14 +298,15 @@ fn log_records() {
         ("log_barrier_v1.hex", of(barrier)),
         ("log_partial_v2.hex", of(partial)),
         ("log_alerts_v3.hex", of(LogBody::Batch(alerts()))),
+        ("log_shadows_v4.hex", of(LogBody::Batch(keeping()))),
     ] {
         let mut today = Vec::new();
         record.encode(&mut today);
         let bytes = golden(name, &today);
         assert_eq!(LogRecord::decode(Bytes::from(bytes.clone())), Ok(record));
-        let newer = [&[4], &bytes[1..]].concat();
+        let newer = [&[5], &bytes[1..]].concat();
         let error = LogRecord::decode(Bytes::from(newer)).unwrap_err();
-        assert_eq!(error, DecodeError::Newer { found: 4, known: 3 });
+        assert_eq!(error, DecodeError::Newer { found: 5, known: 4 });
         assert!(error.to_string().contains("run the newer engine"), "{error}");
     }
 }
@@ -296,8 +383,8 @@ fn device_snapshots() {
     assert_eq!(open.missing, [(13, 14)]);
     assert!(matches!(of(9), EpochLedger { cum: 3, stored: 3, closed: true, .. }));
     assert_eq!(ledger.len(), 3, "and one that the engine drew");
-    let error = Device::restore(id("pump-7"), &[&[3], &bytes[1..]].concat()).unwrap_err();
-    assert_eq!(error, SnapshotError::Newer { found: 3, known: 2 });
+    let error = Device::restore(id("pump-7"), &[&[4], &bytes[1..]].concat()).unwrap_err();
+    assert_eq!(error, SnapshotError::Newer { found: 4, known: 3 });
     assert!(error.to_string().contains("run the newer engine"), "{error}");
 }
 
@@ -391,8 +478,12 @@ fn what_devices_are_told() {
         server_rx: Timestamp(TIME + 1),
         server_tx: Timestamp(TIME + 2),
         session: 8,
+        dv: None,
+        delta: None,
     };
-    assert_eq!(HelloAck::decode(&golden("hello_ack.hex", &answer.encode())), Ok(answer));
+    assert_eq!(HelloAck::decode(&golden("hello_ack.hex", &answer.encode())), Ok(answer.clone()));
+    let answer = HelloAck { dv: Some(3), delta: Some(vec![0xa1, 0x61, b'a', 0x01]), ..answer };
+    assert_eq!(HelloAck::decode(&golden("hello_ack_delta.hex", &answer.encode())), Ok(answer));
 }
 
 #[test]

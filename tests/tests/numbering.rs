@@ -128,7 +128,10 @@ impl World {
     /// No ack says more than what is durable.
     fn check_acks(&self, effects: &[Effect]) {
         for effect in effects {
-            let Effect::Publish { topic: "ack", payload, .. } = effect else { continue };
+            let Effect::Publish { topic, payload, .. } = effect else { continue };
+            if topic != "ack" {
+                continue;
+            }
             for ack in Ack::decode(payload).unwrap().epochs {
                 let name = Name::Given(ack.epoch.0);
                 let said = ack.ranges.iter().flat_map(|(start, len)| *start..start + len);
@@ -263,7 +266,11 @@ impl World {
                 }
                 Body::Closed { epoch } => closed.push(Name::Given(epoch.0)),
                 Body::DeadLetter(letter) => assert_eq!(letter.accounted, None),
-                Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_) => panic!("there are no alerts"),
+                Body::Tick { .. }
+                | Body::Acknowledge { .. }
+                | Body::Transitions(_)
+                | Body::Shadow(_)
+                | Body::Command(_) => panic!("there are no alerts, shadows or commands"),
             }
         }
         assert_eq!(fates, step.fates.iter().copied().collect());

@@ -12,9 +12,11 @@ use smallvec::SmallVec;
 pub use codec::DecodeError;
 
 use crate::alert::{Ack, IncidentId, Transition};
+use crate::command::Step;
 use crate::id::{DeviceId, ShardId};
 use crate::payload::PayloadFormat;
 use crate::seq::{Barrier, Epoch};
+use crate::shadow::Change;
 use crate::time::Timestamp;
 
 /// One decision about one message of one device.
@@ -56,6 +58,10 @@ pub enum Body {
     },
     /// What the alerts of the device did because of earlier entries; never empty.
     Transitions(Vec<Transition>),
+    /// A shadow of the device has changed.
+    Shadow(Box<Change>),
+    /// A command to the device was asked for, or stands elsewhere now.
+    Command(Step),
 }
 
 /// A payload and which of its records were admitted.

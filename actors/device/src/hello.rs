@@ -69,6 +69,10 @@ pub struct HelloAck {
     pub server_tx: Timestamp,
     /// The session it answers.
     pub session: u64,
+    /// The version of what is desired of it in its default shadow; `None`: nothing ever was.
+    pub dv: Option<u64>,
+    /// All that is desired and not reported there, as a CBOR map, unless it has applied that version.
+    pub delta: Option<Vec<u8>>,
 }
 
 type Done = Result<(), minicbor::encode::Error<std::convert::Infallible>>;
@@ -205,7 +209,8 @@ impl HelloAck {
     }
 
     fn put(&self, out: &mut Encoder<&mut Vec<u8>>) -> Done {
-        out.map(6 + u64::from(self.st.is_some()))?.str("acks")?;
+        let optional = [self.st.is_some(), self.dv.is_some(), self.delta.is_some()];
+        out.map(6 + optional.iter().filter(|present| **present).count() as u64)?.str("acks")?;
         put_epochs(out, &self.acks)?;
         out.str("ack_level")?.u8(self.ack_level)?.str("credit")?.u32(self.credit)?;
         if let Some(st) = self.st {
@@ -213,6 +218,12 @@ impl HelloAck {
         }
         out.str("server_rx")?.i64(self.server_rx.0)?.str("server_tx")?.i64(self.server_tx.0)?;
         out.str("session")?.u64(self.session)?;
+        if let Some(dv) = self.dv {
+            out.str("dv")?.u64(dv)?;
+        }
+        if let Some(delta) = &self.delta {
+            out.str("delta")?.writer_mut().extend_from_slice(delta);
+        }
         Ok(())
     }
 
@@ -232,6 +243,12 @@ impl HelloAck {
                 "server_rx" => ack.server_rx = Timestamp(input.i64()?),
                 "server_tx" => ack.server_tx = Timestamp(input.i64()?),
                 "session" => ack.session = input.u64()?,
+                "dv" => ack.dv = optional(input, Decoder::u64)?,
+                "delta" => {
+                    let from = input.position();
+                    input.skip()?;
+                    ack.delta = input.input().get(from..input.position()).map(<[u8]>::to_vec);
+                }
                 _ => input.skip()?,
             }
         }
@@ -269,6 +286,8 @@ mod tests {
             server_rx: Timestamp(6),
             server_tx: Timestamp(7),
             session: 8,
+            dv: Some(3),
+            delta: Some(vec![0xa1, 0x61, b'a', 1]),
         };
         assert_eq!(HelloAck::decode(&answer.encode()), Ok(answer));
     }

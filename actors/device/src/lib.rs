@@ -10,6 +10,8 @@
 //! - [`ack`], [`hello`]: what engine and device tell each other about what is stored.
 //! - [`dedup`]: which sequence numbers of an epoch are accounted for.
 //! - [`alert`]: rules that look at each record of a device.
+//! - [`shadow`]: what a device is wanted to be, and what it says it is.
+//! - [`command`]: what it is told to do, once.
 //! - [`machine`]: the device itself, `admit` / `apply` / `tick`.
 //!
 //! Deliberately absent: tokio, Arrow, ractor, any clock and any source of randomness. Time and random
@@ -18,6 +20,7 @@
 pub mod ack;
 pub mod alert;
 pub mod clock;
+pub mod command;
 pub mod dedup;
 pub mod entry;
 pub mod hello;
@@ -28,6 +31,7 @@ pub mod payload;
 pub mod planted;
 pub mod schema;
 pub mod seq;
+pub mod shadow;
 pub mod time;
 pub mod topic;
 mod varint;

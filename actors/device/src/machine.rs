@@ -10,6 +10,7 @@ mod alerting;
 mod drawn;
 mod epochs;
 mod frames;
+mod keeping;
 mod letter;
 mod plain;
 mod snapshot;
@@ -18,6 +19,8 @@ mod types;
 pub use alerting::Watch;
 pub use types::{Channel, Counts, Decision, Effect, EpochLedger, Event, Message, Verdict};
 
+use std::sync::Arc;
+
 use crate::alert::Alerts;
 use crate::dedup::{Account, EpochState};
 use crate::entry::{Body, Entry, Loss, LossReason, Records};
@@ -25,12 +28,14 @@ use crate::id::DeviceId;
 use crate::payload::{self, PayloadFormat};
 use crate::schema::Catalog;
 use crate::seq::{Epoch, Position};
+use crate::shadow::ShadowRules;
 use crate::time::Timestamp;
 use crate::topic::Leaf;
 use acks::Acks;
 use drawn::Numbering;
 use epochs::Epochs;
 use frames::Installs;
+use keeping::Keeping;
 use plain::SessionNumbers;
 
 /// Why a snapshot cannot be restored.
@@ -74,6 +79,12 @@ pub struct Device {
     in_flight: usize,
     /// Where its alerts stand; `None`: there never were any.
     alerts: Option<Box<Alerts>>,
+    /// Its shadows and commands; `None`: there never were any.
+    keeping: Option<Box<Keeping>>,
+    /// Who wins where both sides of a shadow have changed.
+    shadow_rules: Arc<ShadowRules>,
+    /// The session it has greeted with last: reports of others are too late.
+    session: Option<u64>,
 }
 
 impl Device {
@@ -92,12 +103,24 @@ impl Device {
             installs: Installs::default(),
             in_flight: 0,
             alerts: None,
+            keeping: None,
+            shadow_rules: Arc::default(),
+            session: None,
         }
     }
 
     /// Whose state this is.
     pub fn id(&self) -> &DeviceId {
         &self.id
+    }
+
+    /// Whether anything durable is known of it.
+    pub fn is_known(&self) -> bool {
+        self.unnumbered > 0
+            || self.alerts.is_some()
+            || self.keeping.is_some()
+            || !self.epochs.closed.is_empty()
+            || self.epochs.open.iter().any(|open| open.durable)
     }
 
     /// The log position up to which entries are in this state.
@@ -203,6 +226,8 @@ impl Device {
                 }
             }
             Body::Tick { .. } | Body::Acknowledge { .. } => {}
+            Body::Shadow(change) => effects.extend(self.apply_change(change, entry.received)),
+            Body::Command(step) => effects.extend(self.apply_step(step, entry.received)),
             Body::Transitions(transitions) => {
                 if let Some(alerts) = &mut self.alerts {
                     alerts.logged(transitions);

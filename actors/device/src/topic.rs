@@ -20,6 +20,10 @@ pub enum Leaf {
     CommandsResult,
     /// `config/reported`
     ConfigReported,
+    /// `shadow/reported`: the default shadow, plain.
+    ShadowReported,
+    /// `shadow/delta`: the default shadow, plain.
+    ShadowDelta,
     /// `ota/status`
     OtaStatus,
     /// `ota/get`
@@ -59,12 +63,14 @@ pub enum Direction {
 
 impl Leaf {
     /// Every named topic (all but [`Leaf::Other`]).
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Telemetry,
         Self::Hello,
         Self::Status,
         Self::CommandsResult,
         Self::ConfigReported,
+        Self::ShadowReported,
+        Self::ShadowDelta,
         Self::OtaStatus,
         Self::OtaGet,
         Self::CertReq,
@@ -86,6 +92,8 @@ impl Leaf {
             Self::Status => "status",
             Self::CommandsResult => "commands/result",
             Self::ConfigReported => "config/reported",
+            Self::ShadowReported => "shadow/reported",
+            Self::ShadowDelta => "shadow/delta",
             Self::OtaStatus => "ota/status",
             Self::OtaGet => "ota/get",
             Self::CertReq => "cert/req",
@@ -114,6 +122,7 @@ impl Leaf {
             | Self::Status
             | Self::CommandsResult
             | Self::ConfigReported
+            | Self::ShadowReported
             | Self::OtaStatus
             | Self::OtaGet
             | Self::CertReq => Direction::FromDevice,
@@ -121,6 +130,7 @@ impl Leaf {
             | Self::Ack
             | Self::Commands
             | Self::Config
+            | Self::ShadowDelta
             | Self::OtaOffer
             | Self::OtaChunk
             | Self::CertRes

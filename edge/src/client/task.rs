@@ -1,8 +1,9 @@
 //! The client's task: carries events to the agent and carries out what it says.
 
 mod act;
+mod keeping;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,12 +15,14 @@ use device::topic::Leaf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::keeper::Keeper;
 use super::{Clock, Command, EdgeConfig, Fault, Receipt, Shared};
 use crate::agent::{Agent, Event};
 use crate::error::EdgeError;
 use crate::mqtt::{Hail, Incoming, Link, MqttError};
 use crate::outbox::{Outbox, Pushed};
 use crate::reading::{Reading, SchemaRef};
+use crate::twin::Sent;
 use crate::wire;
 
 /// Records that may wait for a store that fails before no more are taken.
@@ -50,6 +53,10 @@ pub(super) struct Topics {
     pub(super) ack: String,
     pub(super) hello_ack: String,
     pub(super) errors: String,
+    pub(super) config: String,
+    pub(super) reported: String,
+    pub(super) commands: String,
+    pub(super) result: String,
 }
 
 pub(super) struct Task {
@@ -60,6 +67,9 @@ pub(super) struct Task {
     inbox: mpsc::Receiver<Command>,
     /// Away only while a commit runs on a blocking thread.
     outbox: Option<Outbox>,
+    keeper: Keeper,
+    /// Reports on their way, by packet id.
+    reports: HashMap<u16, Sent>,
     agent: Agent,
     shared: Arc<Shared>,
     link: Option<Link>,
@@ -93,7 +103,7 @@ impl Task {
     pub(super) fn new(
         config: EdgeConfig,
         clock: Clock,
-        outbox: Outbox,
+        (outbox, keeper): (Outbox, Keeper),
         shared: Arc<Shared>,
         inbox: mpsc::Receiver<Command>,
     ) -> Self {
@@ -105,6 +115,10 @@ impl Task {
             ack: topic(Leaf::Ack),
             hello_ack: topic(Leaf::HelloAck),
             errors: topic(Leaf::Errors),
+            config: topic(Leaf::Config),
+            reported: topic(Leaf::ConfigReported),
+            commands: topic(Leaf::Commands),
+            result: topic(Leaf::CommandsResult),
         };
         let mut agent_config = config.agent.clone();
         agent_config.frame_records = config.frame.records.max(1) as u64;
@@ -116,6 +130,8 @@ impl Task {
             started: now,
             inbox,
             outbox: Some(outbox),
+            keeper,
+            reports: HashMap::new(),
             agent,
             shared,
             link: None,
@@ -239,6 +255,14 @@ impl Task {
                 self.push(batch).await;
             }
             Command::Flush { reply } => self.flushing.push(reply),
+            Command::Change { shadow, patch } => {
+                let now = (self.clock)();
+                match self.keeper.change(|twin| twin.change(&shadow, &patch, now)).await {
+                    Ok(()) => self.report(&shadow).await,
+                    Err(error) => tracing::warn!(device = %self.config.device, %error, "a change is not stored"),
+                }
+            }
+            Command::Ended { id, state, out } => self.ended(&id, state, out).await,
             Command::Fault(Fault::Cut) => {
                 self.reconnect_wait = RECONNECT_AFTER;
                 self.disconnected(&MqttError::Closed(": cut on purpose".to_owned())).await;
@@ -366,7 +390,15 @@ impl Task {
         let hail = Hail {
             client_id: self.config.device.as_str().to_owned(),
             will: Some((self.topics.status.clone(), wire::offline(self.session))),
-            subscribe: vec![self.topics.ack.clone(), self.topics.hello_ack.clone(), self.topics.errors.clone()],
+            subscribe: [
+                &self.topics.ack,
+                &self.topics.hello_ack,
+                &self.topics.errors,
+                &self.topics.config,
+                &self.topics.commands,
+            ]
+            .map(Clone::clone)
+            .into(),
         };
         self.connecting = Some(Box::pin(async move { Link::connect(&config, &hail).await }));
     }
@@ -391,6 +423,7 @@ impl Task {
             return;
         }
         self.held_back.clear();
+        self.reports.clear();
         self.retry_later();
         self.step(Event::Disconnected).await;
     }

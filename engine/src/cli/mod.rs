@@ -7,6 +7,7 @@ mod alerts;
 mod audit;
 mod check;
 mod demo;
+mod devices;
 mod flush;
 mod pipelines;
 mod query;
@@ -14,6 +15,7 @@ mod record;
 mod remote;
 mod repair;
 mod run;
+mod shadow;
 mod shell;
 mod simulate;
 mod tap;
@@ -58,6 +60,10 @@ enum Command {
     Pipelines(pipelines::Args),
     /// Alerts that are not ok: list, show, acknowledge.
     Alerts(alerts::Args),
+    /// Devices: list, show, tell them to do something.
+    Devices(devices::Args),
+    /// What devices are wanted to be and say they are: show, set, delete.
+    Shadow(shadow::Args),
     /// One query over all tables, from files or through a running engine.
     Query(query::Args),
     /// An interactive SQL shell over all tables.
@@ -114,6 +120,8 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::main(&args),
         Command::Pipelines(args) => runtime(pipelines::main(args)),
         Command::Alerts(args) => alerts::main(&args),
+        Command::Devices(args) => devices::main(&args),
+        Command::Shadow(args) => shadow::main(&args),
         Command::Test(args) => runtime(test::main(args)),
         Command::Record(args) => runtime(record::main(args)),
         Command::Query(args) => runtime(query::main(args)),

@@ -238,7 +238,7 @@ impl Hub {
 }
 
 impl Downlink for Hub {
-    fn publish(&self, device: &DeviceId, topic: &'static str, payload: Bytes, qos: u8) {
+    fn publish(&self, device: &DeviceId, topic: &str, payload: Bytes, qos: u8) {
         let device = device.as_str();
         let mut name = String::with_capacity(9 + device.len() + topic.len());
         name.push_str("devices/");

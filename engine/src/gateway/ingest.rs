@@ -146,7 +146,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                 self.credited = self.credited.saturating_sub(len);
                 let Some(credit) = self.credit.clone() else { return };
                 let inbound = Inbound {
-                    channel: *channel,
+                    channel: channel.clone(),
                     payload: payload.clone(),
                     format: head.format,
                     received: self.received,

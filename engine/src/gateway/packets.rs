@@ -1,6 +1,9 @@
 //! Every packet but PUBLISH from a client, and what its session has for it.
 
-use actors::message::Ingress;
+use actors::admission::Credit;
+use actors::message::{Channel, Inbound, Ingress};
+use bytes::Bytes;
+use device::id::DeviceId;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connection::{Connection, End, Owed};
@@ -11,8 +14,8 @@ use super::limits::OUT_HIGH;
 use super::message::Delivery;
 use super::outgoing::{Dropped, Next};
 use super::publish::Outgoing;
-use super::reply;
 use super::topic::{self, Filter, NoFilter};
+use super::{reply, route};
 
 /// Retained messages looked up at one time.
 const PAGE: usize = 32;
@@ -90,6 +93,9 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                 Err(code) => codes.push(code),
                 Ok(new) => {
                     codes.push(options.qos);
+                    if let Some(device) = route::listener(filter.path) {
+                        self.announce_listener(device);
+                    }
                     let wanted = match options.retained {
                         Retained::Always => true,
                         Retained::IfNew => new,
@@ -105,6 +111,30 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         }
         reply::suback(self.client.version, subscribe.packet_id, &codes, &mut self.out);
         Ok(())
+    }
+
+    /// Tells a device that somebody listens to what it is told, so that what is wanted of it is said again.
+    fn announce_listener(&self, device: DeviceId) {
+        let ingress = self.shared.ingress.clone();
+        let (received, session) = (self.received, self.number);
+        tokio::spawn(async move {
+            // Once more if it falls asleep in between.
+            for _ in 0..2 {
+                let door = ingress.open(&device).await;
+                let inbound = Inbound {
+                    channel: Channel::Listening,
+                    payload: Bytes::new(),
+                    format: None,
+                    received,
+                    session,
+                    reply: None,
+                    credit: Credit::free(),
+                };
+                if ingress.push(&door, inbound).is_ok() {
+                    return;
+                }
+            }
+        });
     }
 
     fn unsubscribe(&mut self, unsubscribe: &control::Unsubscribe) -> Result<(), End> {

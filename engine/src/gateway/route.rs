@@ -9,6 +9,7 @@ use std::sync::Arc;
 use actors::message::Channel;
 use device::entry::Reason;
 use device::id::DeviceId;
+use device::shadow;
 
 use super::fanout::Interest;
 use super::hub::{self, Hub};
@@ -51,9 +52,34 @@ pub(crate) fn target(topic: &str, identity: &Identity) -> Target {
     match channel {
         "telemetry" => Target::Device(Channel::Telemetry, device),
         "hello" => Target::Device(Channel::Hello, device),
+        "config/reported" => Target::Device(Channel::Reported, device),
+        "commands/result" => Target::Device(Channel::CommandResult, device),
         "" => stray(Reason::BadTopic, "a topic below devices/ names a device and a channel".into()),
-        _ => Target::Live,
+        _ => match reported(channel) {
+            Some(shadow) => Target::Device(Channel::PlainReported(shadow.into()), device),
+            None => Target::Live,
+        },
     }
+}
+
+/// The shadow whose plain topic this is, behind `devices/{id}/`.
+fn reported(channel: &str) -> Option<&str> {
+    let rest = channel.strip_prefix("shadow/")?;
+    if rest == "reported" {
+        return Some(shadow::DEFAULT);
+    }
+    rest.strip_suffix("/reported").filter(|name| !name.is_empty() && !name.contains('/'))
+}
+
+/// The device whose own topics, those that it is told something on, a filter covers.
+pub(crate) fn listener(filter: &str) -> Option<DeviceId> {
+    let (device, rest) = filter.strip_prefix("devices/")?.split_once('/')?;
+    let told = matches!(rest, "commands" | "config" | "#" | "+") || rest.starts_with("shadow/");
+    if !told || rest.ends_with("/reported") || device == DeviceId::nobody().as_str() {
+        return None;
+    }
+    // A wildcard is no device.
+    DeviceId::new(device).ok()
 }
 
 /// A topic that was published on.
@@ -139,6 +165,12 @@ mod tests {
             ("devices/a/hello", Target::Device(Channel::Hello, id("a"))),
             ("devices/a/hello/ack", Target::Live),
             ("devices/a/status", Target::Live),
+            ("devices/a/config/reported", Target::Device(Channel::Reported, id("a"))),
+            ("devices/a/commands/result", Target::Device(Channel::CommandResult, id("a"))),
+            ("devices/a/shadow/reported", Target::Device(Channel::PlainReported("main".into()), id("a"))),
+            ("devices/a/shadow/net/reported", Target::Device(Channel::PlainReported("net".into()), id("a"))),
+            ("devices/a/shadow/net/x/reported", Target::Live),
+            ("devices/a/shadow/delta", Target::Live),
             ("devices/a/telemetry/x", Target::Live),
             ("device/a/telemetry", Target::Live),
             ("plain", Target::Live),
@@ -159,6 +191,23 @@ mod tests {
                 Target::Stray { sender, reason, .. } => assert_eq!((&*sender, reason), (named, why), "{topic}"),
                 other => panic!("{topic}: {other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn who_listens_to_what_a_device_is_told_is_known() {
+        for (filter, expected) in [
+            ("devices/a/commands", Some("a")),
+            ("devices/a/#", Some("a")),
+            ("devices/a/shadow/delta", Some("a")),
+            ("devices/a/shadow/+/delta", Some("a")),
+            ("devices/a/shadow/net/reported", None),
+            ("devices/a/telemetry", None),
+            ("devices/+/commands", None),
+            ("devices/~/commands", None),
+            ("#", None),
+        ] {
+            assert_eq!(listener(filter).map(|id| id.to_string()).as_deref(), expected, "{filter}");
         }
     }
 

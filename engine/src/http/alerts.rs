@@ -8,12 +8,11 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use device::alert::{IncidentId, State as Stand, Transition};
 use device::id::DeviceId;
-use device::time::Timestamp;
 use pipelines::alerts::AlertKey;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
-use super::{Api, MAX_PAGE, Paged};
+use super::{Api, MAX_PAGE, Paged, time_text};
 
 /// How long an acknowledgement lasts unless the request says otherwise.
 const ACK: Duration = Duration::from_secs(4 * 3600);
@@ -64,12 +63,6 @@ pub struct AckItem {
     pub until: String,
 }
 
-/// RFC 3339, in UTC.
-fn shown(time: Timestamp) -> String {
-    let since = Duration::from_nanos(u64::try_from(time.0).unwrap_or(0));
-    humantime::format_rfc3339_nanos(std::time::UNIX_EPOCH + since).to_string()
-}
-
 impl AlertItem {
     fn of((device, rule): &AlertKey, last: &Transition) -> Self {
         Self {
@@ -78,12 +71,12 @@ impl AlertItem {
             device: device.to_string(),
             state: last.to.as_str().to_owned(),
             severity: last.severity.to_string(),
-            since: shown(last.since),
-            changed: shown(last.ts),
+            since: time_text(last.since),
+            changed: time_text(last.ts),
             event: last.event.as_str().to_owned(),
             value: last.value,
             stale: last.stale,
-            ack: last.ack.as_ref().map(|ack| AckItem { by: ack.by.to_string(), until: shown(ack.until) }),
+            ack: last.ack.as_ref().map(|ack| AckItem { by: ack.by.to_string(), until: time_text(ack.until) }),
             labels: last.labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect(),
         }
     }

@@ -1,11 +1,13 @@
-//! The HTTP API: health, metrics, queries, flush, audit, devices, alerts.
+//! The HTTP API: health, metrics, queries, flush, audit, devices with their shadows and commands, alerts.
 //!
 //! Errors are problem details (RFC 9457). Everything is bounded: rows, time, page sizes, body sizes.
 
 mod alerts;
+mod commands;
 mod metrics;
 mod pipelines;
 mod problem;
+mod shadow;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use device::id::DeviceId;
+use device::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -93,6 +96,14 @@ fn router(api: Api) -> Router {
         .route("/v1/audit/{id}", get(audit_one))
         .route("/v1/devices", get(devices))
         .route("/v1/devices/{id}", get(device))
+        .route(
+            "/v1/devices/{id}/shadow",
+            get(shadow::default_get).patch(shadow::default_patch).delete(shadow::default_delete),
+        )
+        .route("/v1/devices/{id}/shadow/{name}", get(shadow::get).patch(shadow::patch).delete(shadow::delete))
+        .route("/v1/devices/{id}/shadows", get(shadow::names))
+        .route("/v1/devices/{id}/commands", get(commands::list).post(commands::send))
+        .route("/v1/devices/{id}/commands/{command}", get(commands::show))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource; the API stands under /v1"))
         .layer(DefaultBodyLimit::max(MAX_SQL))
         .with_state(api)
@@ -174,6 +185,12 @@ async fn flush(State(api): State<Api>) -> Result<Json<serde_json::Value>, Proble
         api.core.flush().await.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
     let barriers: Vec<u64> = barriers.iter().map(|barrier| barrier.0).collect();
     Ok(Json(serde_json::json!({ "barriers": barriers })))
+}
+
+/// RFC 3339, in UTC.
+fn time_text(time: Timestamp) -> String {
+    let since = std::time::Duration::from_nanos(u64::try_from(time.0).unwrap_or(0));
+    humantime::format_rfc3339_nanos(std::time::UNIX_EPOCH + since).to_string()
 }
 
 fn device_id(text: &str) -> Result<DeviceId, Problem> {

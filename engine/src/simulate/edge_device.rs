@@ -5,8 +5,10 @@ use std::time::Duration;
 use device::id::DeviceId;
 use device::schema::Value;
 use edge::outbox::WhenFull;
+use edge::twin::Task;
 use edge::{EdgeClient, EdgeConfig, Fault, Reading, SchemaRef, Store};
 use rand::Rng;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::chaos::{Chaos, Trouble};
@@ -28,7 +30,8 @@ pub(super) async fn run(fleet: &Fleet, index: usize, name: DeviceId) -> Result<T
     let mut sensor = Sensor::new(seed, index, (fleet.clock)(), chaotic);
     let mut chaos = Chaos::new(chaotic, seed, index);
     let mut tally = Tally::default();
-    let config = config(fleet, name);
+    let (commands, mut tasks) = mpsc::channel(16);
+    let config = EdgeConfig { commands: Some(commands), ..config(fleet, name) };
     let (clock, offset) = (fleet.clock.clone(), sensor.offset());
     let clock: edge::Clock = std::sync::Arc::new(move || clock().plus(offset));
     let mut client = EdgeClient::start(config.clone(), clock.clone()).await?;
@@ -49,7 +52,13 @@ pub(super) async fn run(fleet: &Fleet, index: usize, name: DeviceId) -> Result<T
                 fleet.config.frame as u64
             }
         } else {
-            fleet.sleep_until(fleet.look(first, made)).await;
+            let next = fleet.look(first, made);
+            loop {
+                tokio::select! {
+                    () = fleet.sleep_until(next) => break,
+                    Some(task) = tasks.recv() => obey(&client, task).await?,
+                }
+            }
             fleet.due(Instant::now().checked_duration_since(first)).saturating_sub(made).min(AT_ONCE)
         };
         if count > 0 && !fleet.over() {
@@ -87,6 +96,14 @@ pub(super) async fn run(fleet: &Fleet, index: usize, name: DeviceId) -> Result<T
     count_up(&mut tally, &stats);
     tally.unacknowledged = stats.unacknowledged;
     Ok(tally)
+}
+
+/// Does a command, as far as a simulated device can: `fail` fails, everything else is done.
+async fn obey(client: &EdgeClient, task: Task) -> Result<(), SimulateError> {
+    let state = if task.name == "fail" { "failed" } else { "ok" };
+    let out = serde_json::json!({ "simulated": task.name, "args": task.args });
+    client.ended(&task.id, state, out).await?;
+    Ok(())
 }
 
 fn count_up(tally: &mut Tally, stats: &edge::Stats) {

@@ -109,6 +109,7 @@ impl Lab {
             projects: Arc::new(|_| None),
             shards: 1,
             peers: peers.clone(),
+            shadow_rules: Arc::default(),
         };
         let id = ShardId(0);
         let state = StateStore::over(Box::new(MemoryDisk::default().open()), id).await.map_err(Failure::new)?;

@@ -7,6 +7,7 @@
 mod alerts;
 mod aside;
 mod column;
+mod keeping;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -23,8 +24,9 @@ use device::time::Timestamp;
 
 use self::alerts::Alerts;
 use self::aside::{DeadLetters, Letter, Losses};
+use self::keeping::{Changes, Steps};
 use self::stream::{RowHead, StreamRows};
-use crate::schema::{ALERTS, DEAD_LETTERS, LOSSES};
+use crate::schema::{ALERTS, COMMANDS, DEAD_LETTERS, LOSSES, SHADOW_HISTORY};
 
 /// Rows after which a batch is sealed.
 const SEAL_ROWS: usize = 1 << 20;
@@ -47,6 +49,8 @@ pub struct RowBuilder {
     dead_letters: DeadLetters,
     losses: Losses,
     alerts: Alerts,
+    changes: Changes,
+    steps: Steps,
     /// Batches that grew too large to go on with.
     sealed: Vec<(TableName, RecordBatch)>,
     rows: usize,
@@ -67,6 +71,8 @@ impl RowBuilder {
             dead_letters: DeadLetters::new(),
             losses: Losses::new(),
             alerts: Alerts::default(),
+            changes: Changes::default(),
+            steps: Steps::default(),
             sealed: Vec::new(),
             rows: 0,
             bytes: 0,
@@ -116,6 +122,14 @@ impl RowBuilder {
                     self.alerts.push(entry.device.as_str(), entry.received, transition);
                 }
                 self.rows += transitions.len();
+            }
+            Body::Shadow(change) => {
+                self.changes.push(entry.device.as_str(), entry.received, change);
+                self.rows += 1;
+            }
+            Body::Command(step) => {
+                self.steps.push(entry.device.as_str(), entry.received, step);
+                self.rows += 1;
             }
             Body::Closed { .. } | Body::Tick { .. } | Body::Acknowledge { .. } => {}
         }
@@ -179,7 +193,7 @@ impl RowBuilder {
     }
 
     /// Gives out all rows gathered so far, in batches of one table each: streams in the order of the catalog, then
-    /// `_dead_letters`, `_losses` and `_alerts`; of a table that was sealed on the way, the older batch first.
+    /// `_dead_letters`, `_losses`, `_alerts`, `_shadow_history` and `_commands`; of a table that was sealed on the way, the older batch first.
     pub fn finish(&mut self) -> Result<Vec<(TableName, RecordBatch)>, ArrowError> {
         self.seal()?;
         Ok(std::mem::take(&mut self.sealed))
@@ -205,6 +219,14 @@ impl RowBuilder {
         if self.alerts.len() > 0 {
             let rows = std::mem::take(&mut self.alerts);
             self.sealed.push((TableName::from(ALERTS), rows.finish()?));
+        }
+        if self.changes.len() > 0 {
+            let rows = std::mem::take(&mut self.changes);
+            self.sealed.push((TableName::from(SHADOW_HISTORY), rows.finish()?));
+        }
+        if self.steps.len() > 0 {
+            let rows = std::mem::take(&mut self.steps);
+            self.sealed.push((TableName::from(COMMANDS), rows.finish()?));
         }
         self.rows = 0;
         self.bytes = 0;

@@ -111,7 +111,7 @@ impl EdgeDevice {
         let Some(process) = &self.process else { return };
         let event = match topic {
             "ack" => wire::ack(payload).map(Event::Ack),
-            "hello/ack" => wire::hello_ack(payload, process.session).map(Event::HelloAck),
+            "hello/ack" => wire::hello_ack(payload, process.session).map(|(ack, _)| Event::HelloAck(ack)),
             _ => None,
         };
         if let Some(event) = event {

@@ -25,7 +25,7 @@ use crate::note;
 #[derive(Debug, Clone)]
 pub(super) enum Answer {
     /// A message on one of the device's own topics.
-    Message(&'static str, Bytes),
+    Message(String, Bytes),
     /// What became of the message with this ticket, of this session.
     Outcome(u64, u64, Outcome),
 }
@@ -170,7 +170,7 @@ impl Hub {
 }
 
 impl Downlink for Hub {
-    fn publish(&self, device: &DeviceId, topic: &'static str, payload: Bytes, _: u8) {
+    fn publish(&self, device: &DeviceId, topic: &str, payload: Bytes, _: u8) {
         note!(self.trace, "{device} <- {topic} {:016x}", hash(&payload, BASIS));
         match topic {
             "ack" => {
@@ -190,7 +190,7 @@ impl Downlink for Hub {
             // As a panic in the actor would, without the report on standard error.
             std::panic::resume_unwind(Box::new("a fault of the simulated actor"));
         }
-        self.answer(device, Answer::Message(topic, payload));
+        self.answer(device, Answer::Message(topic.to_owned(), payload));
     }
 }
 

@@ -92,7 +92,12 @@ impl Ledger {
                     self.account(entry, epoch.0, seq, seq + u64::from(records) - 1, Fate::Dead);
                 }
             }
-            Body::Closed { .. } | Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_) => {}
+            Body::Closed { .. }
+            | Body::Tick { .. }
+            | Body::Acknowledge { .. }
+            | Body::Transitions(_)
+            | Body::Shadow(_)
+            | Body::Command(_) => {}
         }
     }
 

@@ -92,6 +92,7 @@ impl Live {
             projects: Arc::new(|fingerprint| version(fingerprint).map(project)),
             shards: ground.params.shards,
             peers: peers.clone(),
+            shadow_rules: Arc::default(),
         };
         let mut states = Vec::new();
         for id in (0..ground.params.shards).map(ShardId) {

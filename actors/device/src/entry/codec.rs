@@ -9,14 +9,18 @@ use super::{
     Body, DeadLetter, Entry, LogBody, LogRecord, Loss, LossReason, Partial, Reason, Records, Run, Runs, Stamps,
 };
 use crate::alert::{Ack, IncidentId, Transition};
+use crate::command::Step;
 use crate::id::{DeviceId, ShardId};
 use crate::payload::PayloadFormat;
 use crate::seq::{Barrier, Epoch, MAX_SEQ};
+use crate::shadow::Change;
 use crate::time::Timestamp;
 use crate::varint::{self, Broken, Cursor};
 
 /// The newest version. Records that older engines know are written as [`FIRST`].
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
+/// With what alerts write, without shadows and commands.
+const ALERTS: u8 = 3;
 /// With partials, without what alerts write.
 const PARTIALS: u8 = 2;
 /// Without both.
@@ -33,6 +37,8 @@ const CLOSED: u8 = 4;
 const TICK: u8 = 5;
 const ACKNOWLEDGE: u8 = 6;
 const TRANSITIONS: u8 = 7;
+const SHADOW: u8 = 8;
+const COMMAND: u8 = 9;
 
 /// Why bytes are not a log record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,12 +70,15 @@ impl From<Broken> for DecodeError {
 impl LogRecord {
     /// Appends the record's stored form to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let of_alerts =
-            |entry: &Entry| matches!(entry.body, Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_));
+        let version = |entry: &Entry| match entry.body {
+            Body::Shadow(_) | Body::Command(_) => VERSION,
+            Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_) => ALERTS,
+            Body::Records(_) | Body::Loss(_) | Body::DeadLetter(_) | Body::Closed { .. } => FIRST,
+        };
         out.push(match &self.body {
             LogBody::Partial(_) => PARTIALS,
-            LogBody::Batch(entries) if entries.iter().any(of_alerts) => VERSION,
-            LogBody::Batch(_) | LogBody::Barrier { .. } => FIRST,
+            LogBody::Batch(entries) => entries.iter().map(version).max().unwrap_or(FIRST),
+            LogBody::Barrier { .. } => FIRST,
         });
         match &self.body {
             LogBody::Batch(entries) => {
@@ -207,6 +216,14 @@ fn put_entry(out: &mut Vec<u8>, time: Timestamp, entry: &Entry) {
                 varint::put_signed(out, ack.until.0);
             }
         }
+        Body::Shadow(change) => {
+            out.push(SHADOW);
+            change.put(out);
+        }
+        Body::Command(step) => {
+            out.push(COMMAND);
+            step.put(out);
+        }
         Body::Transitions(transitions) => {
             out.push(TRANSITIONS);
             varint::put(out, transitions.len() as u64);
@@ -291,6 +308,8 @@ fn entry(cursor: &mut Cursor<'_>, whole: &Bytes, time: Timestamp, before: Option
             }
             Body::Transitions((0..count).map(|_| Transition::get(cursor)).collect::<Result<_, _>>()?)
         }
+        SHADOW => Body::Shadow(Box::new(Change::get(cursor)?)),
+        COMMAND => Body::Command(Step::get(cursor)?),
         _ => return cursor.broken("a kind of entry"),
     };
     Ok(Entry { device, received, body })

@@ -87,7 +87,7 @@ impl Acks {
         };
         self.last = Some(now);
         self.pending = 0;
-        Effect::Publish { topic: "ack", payload: ack.encode(), qos: 0 }
+        Effect::Publish { topic: "ack".into(), payload: ack.encode(), qos: 0 }
     }
 
     /// Asks for holes that have been there for too long.

@@ -258,6 +258,7 @@ impl Device {
         if self.installs.seen(&hello.install) {
             effects.push(Effect::Event(Event::CloneSuspected));
         }
+        let (dv, delta, news) = self.greeted(&hello, message.received);
         let answer = HelloAck {
             acks: hello.epochs.iter().map(|held| super::acks::epoch_ack(&self.epochs, held.epoch)).collect(),
             ack_level: LEVEL_LOCAL,
@@ -266,8 +267,11 @@ impl Device {
             server_rx: message.received,
             server_tx: message.received,
             session: hello.session,
+            dv,
+            delta,
         };
-        effects.push(Effect::Publish { topic: "hello/ack", payload: answer.encode(), qos: 1 });
+        effects.push(Effect::Publish { topic: "hello/ack".into(), payload: answer.encode(), qos: 1 });
+        effects.extend(news);
         let decision = if entries.is_empty() { Decision::Duplicate } else { Decision::Commit };
         Verdict { entries, decision, effects, counts: Counts::default(), streams: 0 }
     }

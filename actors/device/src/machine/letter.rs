@@ -22,7 +22,7 @@ pub(super) fn report(id: &DeviceId, leaf: Leaf, refusal: &Refusal, seq: Option<u
         json.push_str(&seq.to_string());
     }
     json.push('}');
-    Effect::Publish { topic: "errors", payload: json.into_bytes(), qos: 0 }
+    Effect::Publish { topic: "errors".into(), payload: json.into_bytes(), qos: 0 }
 }
 
 /// The whole payload is kept and the sender told why.

@@ -3,17 +3,26 @@
 use std::collections::VecDeque;
 
 use super::drawn::{Ring, Staged};
+use super::keeping::Held;
 use super::{Device, SnapshotError};
 use crate::alert::Alerts;
+use crate::command::Commands;
 use crate::dedup::{EpochState, Tally, WINDOW};
 use crate::id::DeviceId;
 use crate::seq::{Epoch, MAX_SEQ, Position};
+use crate::shadow::Shadows;
 use crate::varint::{self, Broken, Cursor};
 
-/// The newest version that [`Device::snapshot`] writes: with alerts.
-const VERSION: u8 = 2;
-/// The version of devices that never had any.
+/// The newest version that [`Device::snapshot`] writes: with a byte that says which of the parts behind it are there.
+const VERSION: u8 = 3;
+/// The version of devices that have alerts and nothing else of these parts.
+const ALERTS: u8 = 2;
+/// The version of devices that have none of them.
 const PLAIN: u8 = 1;
+
+const HAS_ALERTS: u8 = 1;
+const HAS_SHADOWS: u8 = 2;
+const HAS_COMMANDS: u8 = 4;
 
 const FRAMED: u8 = 1;
 const ZERO: u8 = 2;
@@ -29,7 +38,12 @@ impl From<Broken> for SnapshotError {
 impl Device {
     /// The durable part of the device's state. Call it between positions, not between the entries of one.
     pub fn snapshot(&self) -> Vec<u8> {
-        let mut out = vec![if self.alerts.is_some() { VERSION } else { PLAIN }];
+        let version = match (&self.keeping, &self.alerts) {
+            (Some(_), _) => VERSION,
+            (None, Some(_)) => ALERTS,
+            (None, None) => PLAIN,
+        };
+        let mut out = vec![version];
         varint::put(&mut out, self.as_of.0);
         varint::put(&mut out, self.unnumbered);
         varint::put_signed(&mut out, self.epochs.day.0);
@@ -64,8 +78,16 @@ impl Device {
                 (before, step) = (*ts, next);
             }
         }
+        if version == VERSION {
+            let alerts = if self.alerts.is_some() { HAS_ALERTS } else { 0 };
+            out.push(alerts | HAS_SHADOWS | HAS_COMMANDS);
+        }
         if let Some(alerts) = &self.alerts {
             alerts.put(&mut out);
+        }
+        if let Some(keeping) = &self.keeping {
+            keeping.shadows.durable().put(&mut out);
+            keeping.commands.durable().put(&mut out);
         }
         out
     }
@@ -75,7 +97,7 @@ impl Device {
         let mut cursor = Cursor::new(snapshot);
         let version = cursor.byte("a version")?;
         match version {
-            PLAIN | VERSION => {}
+            PLAIN | ALERTS | VERSION => {}
             found if found > VERSION => return Err(SnapshotError::Newer { found, known: VERSION }),
             _ => return Err(SnapshotError::Damaged { at: 0, what: "a version" }),
         }
@@ -105,8 +127,22 @@ impl Device {
         for _ in 0..cursor.count(10, "a number of rings")? {
             device.numbering.rings.push(ring(&mut cursor)?);
         }
-        if version == VERSION {
+        let parts = match version {
+            VERSION => cursor.byte("which parts there are")?,
+            ALERTS => HAS_ALERTS,
+            _ => 0,
+        };
+        if parts & !(HAS_ALERTS | HAS_SHADOWS | HAS_COMMANDS) != 0 {
+            return cursor.broken("parts that this engine knows").map_err(Into::into);
+        }
+        if parts & HAS_ALERTS != 0 {
             device.alerts = Some(Box::new(Alerts::get(&mut cursor)?));
+        }
+        if parts & HAS_SHADOWS != 0 {
+            device.keeping.get_or_insert_default().shadows = Held::of(Shadows::get(&mut cursor)?);
+        }
+        if parts & HAS_COMMANDS != 0 {
+            device.keeping.get_or_insert_default().commands = Held::of(Commands::get(&mut cursor)?);
         }
         cursor.end("the end of the snapshot")?;
         Ok(device)

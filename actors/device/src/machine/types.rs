@@ -1,5 +1,7 @@
 //! What goes into the device's state machine and what comes out of it.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use crate::alert::Transition;
@@ -84,8 +86,8 @@ pub struct Counts {
 pub enum Effect {
     /// Publish to the device's own topic `devices/{id}/{topic}`.
     Publish {
-        /// `ack`, `hello/ack` or `errors`.
-        topic: &'static str,
+        /// What stands behind `devices/{id}/`, such as `ack`.
+        topic: Cow<'static, str>,
         /// What to send.
         payload: Vec<u8>,
         /// MQTT quality of service.
@@ -135,6 +137,8 @@ pub enum Event {
     },
     /// Two stores (install ids) take turns under one device name.
     CloneSuspected,
+    /// A report of a session that has ended, or one that was heard before: it counts for nothing.
+    ReportTooLate,
 }
 
 impl Event {
@@ -147,6 +151,7 @@ impl Event {
             Self::EpochClosed { .. } => "epoch_closed",
             Self::GapUnanswered { .. } => "gap_unanswered",
             Self::CloneSuspected => "clone_suspected",
+            Self::ReportTooLate => "report_too_late",
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use device::entry::LossReason;
 use device::hello::Hello;
 use device::seq::Epoch;
+use device::shadow::DEFAULT;
 use tokio::time::Instant;
 
 use super::Task;
@@ -33,21 +34,24 @@ impl Task {
                 None => tracing::warn!(device = %self.config.device, "an ack frame that does not decode"),
             },
             Incoming::Message { topic, payload } if topic == self.topics.hello_ack => {
-                if let Some(ack) = wire::hello_ack(&payload, self.session) {
+                if let Some((ack, wish)) = wire::hello_ack(&payload, self.session) {
                     self.reconnect_wait = super::RECONNECT_AFTER;
                     self.step(Event::HelloAck(ack)).await;
+                    self.greeted(wish).await;
                 }
             }
             Incoming::Message { topic, payload } if topic == self.topics.errors => {
                 self.shared.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(device = %self.config.device, error = %String::from_utf8_lossy(&payload), "refused");
             }
+            Incoming::Message { topic, payload } if topic == self.topics.config => self.wanted(payload).await,
+            Incoming::Message { topic, payload } if topic == self.topics.commands => self.commanded(payload).await,
             Incoming::Message { .. } => {}
             Incoming::Acknowledged { refused: Some(reason), .. } => {
                 self.shared.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(device = %self.config.device, %reason, "the engine refused a message");
             }
-            Incoming::Acknowledged { refused: None, .. } => {}
+            Incoming::Acknowledged { refused: None, id } => self.taken(id).await,
         }
     }
 
@@ -113,6 +117,7 @@ impl Task {
             mono: Some(stamp.mono),
             st: Some(stamp.wall),
             session: self.session,
+            applied_dv: self.keeper.watch().borrow().shadows().get(DEFAULT).map(|held| held.applied_dv),
             ..Hello::default()
         };
         let Some(link) = &mut self.link else { return };

@@ -4,6 +4,10 @@ use proptest::prelude::*;
 use smallvec::smallvec;
 
 use super::*;
+use std::sync::Arc;
+
+use crate::command::{Order, State};
+use crate::shadow::{Conflict, Policy, Reported, What, Winner};
 
 fn epochs() -> impl Strategy<Value = Epoch> {
     (0..=MAX_SEQ).prop_map(Epoch)
@@ -34,7 +38,51 @@ fn bodies() -> impl Strategy<Value = Body> {
             Body::DeadLetter(DeadLetter { sender, topic, reason, text, payload, accounted })
         },
     );
-    prop_oneof![records, loss, letter, epochs().prop_map(|epoch| Body::Closed { epoch })]
+    let command = ("[a-z]{1,5}", 0u8..7, any::<i64>()).prop_map(|(id, state, deadline)| {
+        let (id, out) = (Arc::from(&*id), serde_json::json!({ "x": [1, "y", null] }));
+        Body::Command(if state == 0 {
+            let (name, by) = (Arc::from("open"), Arc::from("ann"));
+            Step::Queued(Box::new(Order { id, name, args: out, deadline: Timestamp(deadline), by }))
+        } else {
+            Step::Moved { id, state: State::ALL[usize::from(state)], out }
+        })
+    });
+    let path = || vec![Arc::from("a"), Arc::from("b")];
+    let shadow = (0u8..5, any::<u64>(), any::<bool>(), prop::option::of(any::<i64>())).prop_map(
+        move |(kind, version, flag, time)| {
+            let serde_json::Value::Object(patch) = serde_json::json!({ "a": { "b": 1.5 }, "c": null }) else {
+                unreachable!()
+            };
+            let time = time.map(Timestamp);
+            let what = match kind {
+                0 => What::Desired { dv: version, patch, expires: time, adopted: flag },
+                1 => What::Expired { dv: version, paths: vec![path()] },
+                2 => What::Deleted { dv: version, rv: 7 },
+                3 => What::Conflict(Box::new(Conflict {
+                    path: path(),
+                    base: serde_json::Value::Null,
+                    desired: 1.into(),
+                    reported: "x".into(),
+                    desired_at: time,
+                    reported_at: None,
+                    policy: Policy::Later,
+                    winner: if flag { Winner::Device } else { Winner::Nobody },
+                })),
+                _ => What::Reported(Box::new(Reported {
+                    rv: version,
+                    patch,
+                    full: flag,
+                    applied: flag.then_some(5),
+                    turn: flag.then_some((version, 3)),
+                    times: time.into_iter().map(|at| (path(), at)).collect(),
+                    open: vec![path(), Vec::new()],
+                })),
+            };
+            let request = flag.then(|| Arc::from("r"));
+            Body::Shadow(Box::new(Change { shadow: Arc::from("main"), by: Arc::from("ann"), request, what }))
+        },
+    );
+    prop_oneof![records, loss, letter, command, shadow, epochs().prop_map(|epoch| Body::Closed { epoch })]
 }
 
 fn log_records() -> impl Strategy<Value = LogRecord> {
@@ -109,8 +157,8 @@ fn payloads_share_the_input() {
 
 #[test]
 fn a_newer_version_says_so() {
-    let error = LogRecord::decode(Bytes::from_static(&[4, 1, 0, 0])).unwrap_err();
-    assert_eq!(error, DecodeError::Newer { found: 4, known: 3 });
+    let error = LogRecord::decode(Bytes::from_static(&[5, 1, 0, 0])).unwrap_err();
+    assert_eq!(error, DecodeError::Newer { found: 5, known: 4 });
     assert!(error.to_string().contains("run the newer engine"));
     assert_eq!(LogRecord::decode(Bytes::new()), Err(DecodeError::Damaged { at: 0, what: "a version" }));
 }

@@ -1,0 +1,287 @@
+//! Shadows and commands of the device: what is asked of it, what it says, and what it is told.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::types::{Counts, Decision, Effect, Event, Message, Verdict};
+use super::{Device, letter};
+use crate::command::{self, Commands, Heard, Order, Step};
+use crate::entry::{Body, Entries, Entry, Reason};
+use crate::hello::Hello;
+use crate::payload::Refusal;
+use crate::shadow::{self, Ask, Change, DEFAULT, ShadowRules, Shadows, What};
+use crate::time::Timestamp;
+use crate::topic::Leaf;
+
+/// Something durable, and what it will be once all that is in flight is durable too.
+#[derive(Debug, Default)]
+pub(super) struct Held<T> {
+    durable: T,
+    /// With all that is in flight, and how many changes those are.
+    ahead: Option<(T, usize)>,
+}
+
+impl<T: Clone + Default + PartialEq> Held<T> {
+    pub(super) fn of(durable: T) -> Self {
+        Self { durable, ahead: None }
+    }
+
+    pub(super) fn durable(&self) -> &T {
+        &self.durable
+    }
+
+    /// What decisions are made on.
+    fn latest(&self) -> &T {
+        self.ahead.as_ref().map_or(&self.durable, |(ahead, _)| ahead)
+    }
+
+    fn stage(&mut self, change: impl FnOnce(&mut T)) {
+        let (ahead, changes) = self.ahead.get_or_insert_with(|| (self.durable.clone(), 0));
+        change(ahead);
+        *changes += 1;
+    }
+
+    fn settle(&mut self, change: impl FnOnce(&mut T)) {
+        change(&mut self.durable);
+        if let Some((_, changes)) = &mut self.ahead {
+            *changes = changes.saturating_sub(1);
+            if *changes == 0 {
+                self.ahead = None;
+            }
+        }
+    }
+}
+
+/// What a device has besides its records and alerts. Most devices of a fleet that only measures have nothing.
+#[derive(Debug, Default)]
+pub(super) struct Keeping {
+    pub(super) shadows: Held<Shadows>,
+    pub(super) commands: Held<Commands>,
+}
+
+impl Device {
+    /// Who wins where both sides of a shadow have changed; without this call what is desired does.
+    pub fn with_rules(mut self, rules: Arc<ShadowRules>) -> Self {
+        self.shadow_rules = rules;
+        self
+    }
+
+    /// Its shadows, as far as they are durable.
+    pub fn shadows(&self) -> Option<&Shadows> {
+        self.keeping.as_ref().map(|keeping| keeping.shadows.durable())
+    }
+
+    /// Its commands, as far as they are durable.
+    pub fn commands(&self) -> Option<&Commands> {
+        self.keeping.as_ref().map(|keeping| keeping.commands.durable())
+    }
+
+    /// A shadow as it is at `now`.
+    pub fn shadow(&self, name: &str, now: Timestamp) -> Option<shadow::View> {
+        self.shadows()?.view(name, now, &self.shadow_rules)
+    }
+
+    /// Somebody asks for a change of what is desired. The answer counts when the entries, and all before them, are
+    /// durable.
+    pub fn ask(&mut self, ask: Ask, now: Timestamp) -> (shadow::Answer, Entries) {
+        self.now = self.now.max(now);
+        let keeping = self.keeping.get_or_insert_default();
+        let ruling = keeping.shadows.latest().ask(ask, now);
+        let entries = self.stage_changes(ruling.changes, now);
+        self.drop_empty();
+        (ruling.answer, entries)
+    }
+
+    /// Somebody has a command for it. The answer counts when the entries, and all before them, are durable.
+    pub fn order(&mut self, order: Order, now: Timestamp) -> (command::Answer, Entries) {
+        self.now = self.now.max(now);
+        let keeping = self.keeping.get_or_insert_default();
+        let (answer, step) = keeping.commands.latest().queue(order, now);
+        let entries = self.stage_steps(step, now);
+        self.drop_empty();
+        (answer, entries)
+    }
+
+    /// The device says what it is. `plain`: it came on the plain topic of the shadow of this name.
+    pub fn report(&mut self, message: Message<'_>, plain: Option<&str>) -> Verdict {
+        self.now = self.now.max(message.received);
+        let leaf = if plain.is_some() { Leaf::ShadowReported } else { Leaf::ConfigReported };
+        let report = match shadow::read_report(message.payload, plain) {
+            Ok(report) => report,
+            Err(text) => return self.refuse(message, leaf, format!("the report is {text}")),
+        };
+        let (touched, based) = (report.patch.clone(), report.based_on.is_some());
+        let name = if report.shadow.is_empty() { DEFAULT.to_owned() } else { report.shadow.clone() };
+        let keeping = self.keeping.get_or_insert_default();
+        let rules = self.shadow_rules.clone();
+        let ruling = keeping.shadows.latest().report(report, self.id.as_str(), self.session, &rules, message.received);
+        if let shadow::Answer::Refused(text) = ruling.answer {
+            return self.refuse(message, leaf, text);
+        }
+        let mut effects = Vec::new();
+        if ruling.answer == shadow::Answer::Old {
+            effects.push(Effect::Event(Event::ReportTooLate));
+        } else if ruling.changes.is_empty() && based {
+            // Nothing new, but it may have missed what is wanted.
+            let keeping = self.keeping.get_or_insert_default();
+            let view = keeping.shadows.durable().view(&name, message.received, &rules);
+            if view.is_some_and(|view| shadow::touches(&view.delta, &touched)) {
+                effects.extend(self.tell(&name));
+            }
+        }
+        let entries = self.stage_changes(ruling.changes, message.received);
+        self.drop_empty();
+        let decision = if entries.is_empty() { Decision::Duplicate } else { Decision::Commit };
+        Verdict { entries, decision, effects, counts: Counts::default(), streams: 0 }
+    }
+
+    /// The device says what became of a command.
+    pub fn command_result(&mut self, message: Message<'_>) -> Verdict {
+        self.now = self.now.max(message.received);
+        let heard = match &self.keeping {
+            Some(keeping) => keeping.commands.latest().result(message.payload),
+            None => Commands::default().result(message.payload),
+        };
+        let step = match heard {
+            Heard::News(step) => Some(step),
+            Heard::Old => None,
+            Heard::Refused(text) => return self.refuse(message, Leaf::CommandsResult, text),
+        };
+        let entries = self.stage_steps(step, message.received);
+        let decision = if entries.is_empty() { Decision::Duplicate } else { Decision::Commit };
+        Verdict { entries, decision, effects: Vec::new(), counts: Counts::default(), streams: 0 }
+    }
+
+    /// It begins to listen: what is wanted of it is said again.
+    pub fn listening(&mut self, message: Message<'_>) -> Verdict {
+        self.now = self.now.max(message.received);
+        let (decision, effects) = (Decision::Duplicate, self.wanted_of_it());
+        Verdict { entries: Entries::new(), decision, effects, counts: Counts::default(), streams: 0 }
+    }
+
+    fn wanted_of_it(&self) -> Vec<Effect> {
+        let names: Vec<Arc<str>> = self.shadows().map(|shadows| shadows.names().cloned().collect()).unwrap_or_default();
+        let mut effects = Vec::new();
+        for name in names {
+            if self.shadow(&name, self.now).is_some_and(|view| !view.delta.is_empty() || view.applied_dv < view.dv) {
+                effects.extend(self.tell(&name));
+            }
+        }
+        effects.extend(
+            self.commands().into_iter().flat_map(|all| all.waiting(self.now)).map(|command| give(&command.order)),
+        );
+        effects
+    }
+
+    /// It greets: from now on only this session counts. Returns the version and the delta of its default shadow, if it
+    /// has not applied that version, and what else to tell it.
+    pub(super) fn greeted(&mut self, hello: &Hello, now: Timestamp) -> (Option<u64>, Option<Vec<u8>>, Vec<Effect>) {
+        self.session = Some(hello.session);
+        let view = self.shadow(DEFAULT, now);
+        let dv = view.as_ref().map(|view| view.dv);
+        let delta = view.filter(|view| hello.applied_dv != Some(view.dv) || !view.delta.is_empty());
+        let delta = delta.map(|view| shadow::cbor(&view.delta));
+        (dv, delta, self.wanted_of_it())
+    }
+
+    /// What time asks for: values and commands whose time is over. The entries belong into one log record.
+    pub fn overdue(&mut self, now: Timestamp) -> Entries {
+        let Some(keeping) = &self.keeping else { return Entries::new() };
+        let changes = keeping.shadows.latest().expire(now);
+        let steps = keeping.commands.latest().expire(now);
+        let mut entries = self.stage_changes(changes, now);
+        entries.extend(self.stage_steps(steps, now));
+        entries
+    }
+
+    /// When [`Self::overdue`] has something next.
+    pub fn due(&self) -> Option<Timestamp> {
+        let keeping = self.keeping.as_ref()?;
+        [keeping.shadows.latest().due(), keeping.commands.latest().due()].into_iter().flatten().min()
+    }
+
+    /// A change of a shadow is durable.
+    pub(super) fn apply_change(&mut self, change: &Change, received: Timestamp) -> Vec<Effect> {
+        let keeping = self.keeping.get_or_insert_default();
+        keeping.shadows.settle(|shadows| shadows.apply(change, received));
+        let tell = match &change.what {
+            What::Desired { .. } | What::Expired { .. } | What::Deleted { .. } => true,
+            What::Reported(reported) => self.shadow(&change.shadow, received).is_some_and(|view| {
+                !view.delta.is_empty() && (reported.applied.is_some() || shadow::touches(&view.delta, &reported.patch))
+            }),
+            What::Conflict(_) => false,
+        };
+        if tell { self.tell(&change.shadow) } else { Vec::new() }
+    }
+
+    /// A step of a command is durable.
+    pub(super) fn apply_step(&mut self, step: &Step, received: Timestamp) -> Vec<Effect> {
+        let keeping = self.keeping.get_or_insert_default();
+        keeping.commands.settle(|commands| commands.apply(step, received));
+        match step {
+            Step::Queued(order) => vec![give(order)],
+            Step::Moved { .. } => Vec::new(),
+        }
+    }
+
+    /// What is wanted of it, in whole: in CBOR for our own agent, in JSON for plain clients.
+    fn tell(&self, name: &str) -> Vec<Effect> {
+        let Some(view) = self.shadow(name, self.now) else { return Vec::new() };
+        let plain = if name == DEFAULT { "shadow/delta".into() } else { format!("shadow/{name}/delta").into() };
+        let config = Effect::Publish {
+            topic: Cow::Borrowed("config"),
+            payload: shadow::delta_cbor(name, view.dv, &view.delta),
+            qos: 2,
+        };
+        let json = Effect::Publish { topic: plain, payload: shadow::delta_json(name, view.dv, &view.delta), qos: 1 };
+        vec![config, json]
+    }
+
+    fn stage_changes(&mut self, changes: Vec<Change>, received: Timestamp) -> Entries {
+        let mut entries = Entries::new();
+        for change in changes {
+            let keeping = self.keeping.get_or_insert_default();
+            keeping.shadows.stage(|shadows| shadows.apply(&change, received));
+            entries.push(Entry { device: self.id.clone(), received, body: Body::Shadow(Box::new(change)) });
+        }
+        self.in_flight += entries.len();
+        entries
+    }
+
+    fn stage_steps(&mut self, steps: impl IntoIterator<Item = Step>, received: Timestamp) -> Entries {
+        let mut entries = Entries::new();
+        for step in steps {
+            let keeping = self.keeping.get_or_insert_default();
+            keeping.commands.stage(|commands| commands.apply(&step, received));
+            entries.push(Entry { device: self.id.clone(), received, body: Body::Command(step) });
+        }
+        self.in_flight += entries.len();
+        entries
+    }
+
+    /// Whoever asked for nothing that could be done leaves nothing behind.
+    pub(super) fn drop_empty(&mut self) {
+        let empty = |keeping: &Keeping| {
+            keeping.shadows.latest() == &Shadows::default() && keeping.commands.latest() == &Commands::default()
+        };
+        if self.keeping.as_ref().is_some_and(|keeping| empty(keeping)) {
+            self.keeping = None;
+        }
+    }
+
+    /// Kept as a dead letter, and its sender is told why.
+    fn refuse(&mut self, message: Message<'_>, leaf: Leaf, text: String) -> Verdict {
+        self.drop_empty();
+        let refusal = Refusal::new(Reason::BadPayload, text);
+        if message.payload.is_empty() {
+            return letter::refused(&self.id, leaf, refusal);
+        }
+        let verdict = letter::kept(&self.id, message, leaf, refusal, None, 1);
+        self.in_flight += verdict.entries.len();
+        verdict
+    }
+}
+
+fn give(order: &Order) -> Effect {
+    Effect::Publish { topic: Cow::Borrowed("commands"), payload: order.message(), qos: 1 }
+}

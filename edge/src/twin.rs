@@ -1,0 +1,289 @@
+//! What the device holds of its shadows and of commands: the pure part, and its stored form.
+//!
+//! A wish counts once: only a version above the one applied last is taken, and version and values are stored together
+//! before the device says that it has applied them. A change made on the device itself is told with its time until the
+//! engine has heard of it. A command is handed out once; what came of it is kept, and said again whenever it is asked.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use device::shadow::{cbor, read_object};
+use device::time::Timestamp;
+use serde_json::{Map, Value, json};
+
+/// Commands whose end is remembered.
+const REMEMBERED: usize = 1024;
+
+/// One shadow as the device has it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Held {
+    /// The version of what is desired that is applied.
+    pub applied_dv: u64,
+    /// All values.
+    pub values: Map<String, Value>,
+    /// Paths that were changed here and not reported yet, with the time.
+    local: BTreeMap<String, i64>,
+}
+
+/// A command that is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// Its id: the answer names it.
+    pub id: String,
+    /// What to do.
+    pub name: String,
+    /// With what.
+    pub args: Value,
+    /// Not to be begun after this time.
+    pub deadline: Timestamp,
+}
+
+/// What to do with a command that has come.
+#[derive(Debug, PartialEq)]
+pub enum Given {
+    /// It is new: do it, then say what came of it.
+    New(Task),
+    /// It was given before: this is what to say.
+    Known(Vec<u8>),
+    /// It cannot be read.
+    Bad(String),
+}
+
+/// Everything a device holds of the kind.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Twin {
+    shadows: BTreeMap<String, Held>,
+    /// Id, state and output, oldest first.
+    commands: VecDeque<(String, String, Value)>,
+    rseq: u64,
+}
+
+/// A report on its way: what it says was changed here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sent {
+    shadow: String,
+    local: BTreeMap<String, i64>,
+}
+
+/// Applies a merge patch (RFC 7396).
+fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
+    for (name, value) in patch {
+        match value {
+            Value::Null => drop(target.remove(name)),
+            Value::Object(inner) => {
+                let slot = target.entry(name.clone()).or_insert(Value::Null);
+                if !slot.is_object() {
+                    *slot = Value::Object(Map::new());
+                }
+                if let Value::Object(slot) = slot {
+                    merge(slot, inner);
+                }
+            }
+            value => drop(target.insert(name.clone(), value.clone())),
+        }
+    }
+}
+
+fn paths(at: &str, object: &Map<String, Value>, out: &mut Vec<String>) {
+    for (name, value) in object {
+        let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
+        match value {
+            Value::Object(inner) => paths(&path, inner, out),
+            _ => out.push(path),
+        }
+    }
+}
+
+impl Twin {
+    /// The shadows.
+    pub fn shadows(&self) -> &BTreeMap<String, Held> {
+        &self.shadows
+    }
+
+    /// What is desired has come, `{"shadow", "dv", "delta"}`. The name of the shadow if the device has changed.
+    pub fn wanted(&mut self, payload: &[u8]) -> Result<Option<String>, String> {
+        let mut message = read_object(payload)?;
+        let dv = message.get("dv").and_then(Value::as_u64).ok_or("`dv` is missing")?;
+        let name = message.get("shadow").and_then(Value::as_str).unwrap_or(device::shadow::DEFAULT).to_owned();
+        let Some(Value::Object(delta)) = message.remove("delta") else { return Err("`delta` is missing".to_owned()) };
+        Ok(self.apply(&name, dv, &delta).then_some(name))
+    }
+
+    /// The answer to the hello says what is desired in the default shadow.
+    pub fn greeted(&mut self, dv: Option<u64>, delta: Option<&[u8]>) -> Result<bool, String> {
+        match (dv, delta) {
+            (Some(dv), Some(delta)) => Ok(self.apply(device::shadow::DEFAULT, dv, &read_object(delta)?)),
+            _ => Ok(false),
+        }
+    }
+
+    fn apply(&mut self, name: &str, dv: u64, delta: &Map<String, Value>) -> bool {
+        if dv <= self.shadows.get(name).map_or(0, |held| held.applied_dv) {
+            return false;
+        }
+        let held = self.shadows.entry(name.to_owned()).or_default();
+        merge(&mut held.values, delta);
+        held.applied_dv = dv;
+        let mut over = Vec::new();
+        paths("", delta, &mut over);
+        held.local.retain(|path, _| !over.contains(path));
+        true
+    }
+
+    /// Values were changed on the device itself.
+    pub fn change(&mut self, name: &str, patch: &Map<String, Value>, now: Timestamp) {
+        let held = self.shadows.entry(name.to_owned()).or_default();
+        merge(&mut held.values, patch);
+        let mut changed = Vec::new();
+        paths("", patch, &mut changed);
+        held.local.extend(changed.into_iter().map(|path| (path, now.0)));
+    }
+
+    /// A report of all there is in a shadow, in CBOR.
+    pub fn report(&mut self, name: &str, session: u64) -> Option<(Vec<u8>, Sent)> {
+        self.rseq += 1;
+        let held = self.shadows.get(name)?;
+        let local: Vec<&String> = held.local.keys().collect();
+        let report = json!({
+            "shadow": name, "session": session, "rseq": self.rseq, "based_on_dv": held.applied_dv,
+            "full": held.values, "t": held.local, "local": local,
+        });
+        let Value::Object(report) = report else { return None };
+        Some((cbor(&report), Sent { shadow: name.to_owned(), local: held.local.clone() }))
+    }
+
+    /// The engine has heard a report. True: something is to be stored.
+    pub fn heard(&mut self, sent: &Sent) -> bool {
+        let Some(held) = self.shadows.get_mut(&sent.shadow) else { return false };
+        let before = held.local.len();
+        held.local.retain(|path, at| sent.local.get(path) != Some(at));
+        held.local.len() != before
+    }
+
+    /// A command has come.
+    pub fn given(&mut self, payload: &[u8], now: Timestamp) -> Given {
+        let message = match read_object(payload) {
+            Ok(message) => message,
+            Err(text) => return Given::Bad(text),
+        };
+        let text = |name: &str| message.get(name).and_then(Value::as_str).map(str::to_owned);
+        let (Some(id), Some(name)) = (text("cmd_id"), text("name")) else {
+            return Given::Bad("`cmd_id` and `name` are missing".to_owned());
+        };
+        if let Some((id, state, out)) = self.commands.iter().find(|(of, _, _)| *of == id) {
+            return Given::Known(result(id, state, out));
+        }
+        let deadline = Timestamp(message.get("deadline").and_then(Value::as_i64).unwrap_or(i64::MAX));
+        if now > deadline {
+            return Given::Known(self.ended(&id, "expired", Value::Null));
+        }
+        self.ended(&id, "accepted", Value::Null);
+        Given::New(Task { id, name, args: message.get("args").cloned().unwrap_or(Value::Null), deadline })
+    }
+
+    /// A command stands elsewhere now; what to say of it.
+    pub fn ended(&mut self, id: &str, state: &str, out: Value) -> Vec<u8> {
+        let message = result(id, state, &out);
+        match self.commands.iter_mut().find(|(of, _, _)| of == id) {
+            Some(known) => (known.1, known.2) = (state.to_owned(), out),
+            None => self.commands.push_back((id.to_owned(), state.to_owned(), out)),
+        }
+        while self.commands.len() > REMEMBERED {
+            self.commands.pop_front();
+        }
+        message
+    }
+
+    /// The stored form.
+    pub fn encode(&self) -> Vec<u8> {
+        let shadows: Map<String, Value> = self
+            .shadows
+            .iter()
+            .map(|(name, held)| {
+                let held = json!({ "dv": held.applied_dv, "values": held.values, "local": held.local });
+                (name.clone(), held)
+            })
+            .collect();
+        json!({ "version": 1, "shadows": shadows, "commands": self.commands }).to_string().into_bytes()
+    }
+
+    /// Reads the stored form.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let stored: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        if stored["version"] != 1 {
+            return Err(format!("version {} is not known", stored["version"]));
+        }
+        let mut twin = Self::default();
+        for (name, held) in stored["shadows"].as_object().into_iter().flatten() {
+            let held = Held {
+                applied_dv: held["dv"].as_u64().unwrap_or(0),
+                values: held["values"].as_object().cloned().unwrap_or_default(),
+                local: serde_json::from_value(held["local"].clone()).map_err(|error| error.to_string())?,
+            };
+            twin.shadows.insert(name.clone(), held);
+        }
+        twin.commands = serde_json::from_value(stored["commands"].clone()).map_err(|error| error.to_string())?;
+        Ok(twin)
+    }
+}
+
+fn result(id: &str, state: &str, out: &Value) -> Vec<u8> {
+    json!({ "cmd_id": id, "state": state, "out": out }).to_string().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use device::shadow::{delta_cbor, read_report};
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_795_867_200_000_000_000);
+
+    fn object(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap()
+    }
+
+    #[test]
+    fn a_wish_counts_once_and_local_changes_are_told_until_heard() {
+        let mut twin = Twin::default();
+        let wish = |dv, delta| delta_cbor("main", dv, &object(delta));
+        assert_eq!(twin.wanted(&wish(3, json!({"a": 1, "b": {"c": 2}}))), Ok(Some("main".to_owned())));
+        assert_eq!(twin.wanted(&wish(3, json!({"a": 9}))), Ok(None), "a repetition");
+        assert_eq!(twin.wanted(&wish(2, json!({"a": 9}))), Ok(None), "an older one");
+        twin.change("main", &object(json!({"b": {"c": 5}})), NOW);
+        let (payload, sent) = twin.report("main", 7).unwrap();
+        let report = read_report(&payload, None).unwrap();
+        assert_eq!((report.based_on, report.session, report.rseq, report.full), (Some(3), Some(7), Some(1), true));
+        assert_eq!(Value::Object(report.patch), json!({"a": 1, "b": {"c": 5}}));
+        assert_eq!((report.times[0].1, report.local.unwrap().len()), (NOW, 1));
+        // Changed once more while the report is on its way: that is still to be told.
+        twin.change("main", &object(json!({"b": {"c": 6}})), NOW.plus(1));
+        assert!(!twin.heard(&sent));
+        let (_, sent) = twin.report("main", 7).unwrap();
+        assert!(twin.heard(&sent));
+        assert_eq!(read_report(&twin.report("main", 7).unwrap().0, None).unwrap().local, Some(Vec::new()));
+        let again = Twin { rseq: 0, ..twin.clone() };
+        assert_eq!(Twin::decode(&twin.encode()), Ok(again));
+        assert!(twin.wanted(b"{}").is_err());
+        assert_eq!(twin.greeted(Some(4), Some(&cbor(&object(json!({"a": null}))))), Ok(true));
+        assert_eq!(Value::Object(twin.shadows()["main"].values.clone()), json!({"b": {"c": 6}}));
+    }
+
+    #[test]
+    fn a_command_is_done_once() {
+        let mut twin = Twin::default();
+        let command = json!({"cmd_id": "c1", "name": "open", "args": [1], "deadline": NOW.0}).to_string();
+        let Given::New(task) = twin.given(command.as_bytes(), NOW) else { panic!("it is new") };
+        assert_eq!((&*task.name, &task.args), ("open", &json!([1])));
+        let Given::Known(said) = twin.given(command.as_bytes(), NOW) else { panic!("it is known") };
+        assert!(String::from_utf8(said).unwrap().contains("accepted"));
+        twin.ended("c1", "ok", json!({"took": 3}));
+        let mut twin = Twin::decode(&twin.encode()).unwrap();
+        let Given::Known(said) = twin.given(command.as_bytes(), NOW.plus(5)) else { panic!("it is known") };
+        let said: Value = serde_json::from_slice(&said).unwrap();
+        assert_eq!(said, json!({"cmd_id": "c1", "state": "ok", "out": {"took": 3}}));
+        let late = command.replace("c1", "c2");
+        let Given::Known(said) = twin.given(late.as_bytes(), NOW.plus(5)) else { panic!("it is over") };
+        assert!(String::from_utf8(said).unwrap().contains("expired"));
+        assert!(matches!(twin.given(b"{}", NOW), Given::Bad(_)));
+    }
+}
