@@ -32,7 +32,29 @@ const PATHS: [(&str, Policy); 7] = [
     ("i.j", Policy::Server),
 ];
 
+/// Objects are there once something was set or deleted in them: each stands under its own path, with this value.
+const OBJECT: i64 = i64::MIN;
+
 type Doc = BTreeMap<&'static str, i64>;
+
+/// The objects around a value.
+fn around(path: &str) -> &'static [&'static str] {
+    match path {
+        "c.d" | "c.e" => &["c"],
+        "c.f.g" => &["c", "c.f"],
+        "i.j" => &["i"],
+        _ => &[],
+    }
+}
+
+fn touch(doc: &mut Doc, path: &str) {
+    doc.extend(around(path).iter().map(|object| (*object, OBJECT)));
+}
+
+/// Without the objects.
+fn values_of(doc: &Doc) -> Doc {
+    doc.iter().filter(|(_, value)| **value != OBJECT).map(|(path, value)| (*path, *value)).collect()
+}
 
 fn policy(path: &str) -> Policy {
     PATHS.into_iter().find(|(of, _)| *of == path).map(|(_, policy)| policy).unwrap()
@@ -127,7 +149,9 @@ impl Model {
 
     fn delta(&self, now: i64) -> Doc {
         let mut delta = self.wanted(now);
-        delta.retain(|path, value| self.reported.get(path) != Some(value) && !self.open.contains(path));
+        delta.retain(|path, value| {
+            *value != OBJECT && self.reported.get(path) != Some(value) && !self.open.contains(path)
+        });
         delta
     }
 
@@ -135,6 +159,7 @@ impl Model {
         let mut next = self.version(self.dv()).unwrap();
         for (path, value) in changes {
             self.open.remove(path);
+            touch(&mut next, path);
             match value {
                 Some(value) => {
                     if next.insert(path, *value) != Some(*value) {
@@ -169,7 +194,10 @@ impl Model {
         }
         let wanted = self.wanted(now);
         let news = changes.iter().any(|(path, value)| {
-            wanted.get(path) != value.as_ref() || self.open.contains(path) || self.expires.contains_key(path)
+            wanted.get(path) != value.as_ref()
+                || around(path).iter().any(|object| !wanted.contains_key(object))
+                || self.open.contains(path)
+                || self.expires.contains_key(path)
         });
         if !news && ttl.is_none() {
             return Answer::Unchanged(self.dv());
@@ -195,6 +223,7 @@ impl Model {
             self.reported.clear();
         }
         for (path, value) in &report.values {
+            touch(&mut self.reported, path);
             match value {
                 Some(value) => drop(self.reported.insert(path, *value)),
                 None => drop(self.reported.remove(path)),
@@ -471,8 +500,8 @@ impl World {
             return;
         };
         assert_eq!((view.dv, view.rv, view.applied_dv), (model.dv(), model.rv, model.applied));
-        assert_eq!(flat(&view.desired), model.wanted(self.now));
-        assert_eq!(flat(&view.reported), model.reported);
+        assert_eq!(flat(&view.desired), values_of(&model.wanted(self.now)));
+        assert_eq!(flat(&view.reported), values_of(&model.reported));
         assert_eq!(flat(&view.delta), model.delta(self.now));
         let open: BTreeSet<String> = view.open.iter().map(|path| device::shadow::shown(path)).collect();
         assert_eq!(open, model.open.iter().map(ToString::to_string).collect());
