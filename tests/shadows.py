@@ -293,6 +293,50 @@ def our_agent(engine, folder):
         process.wait()
 
 
+def presence(engine):
+    """Who is there, by word and by will; the will of an earlier session counts for nothing."""
+    path = "/v1/devices/door-1"
+
+    def come(session):
+        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=f"door-1-{session}")
+        client.will_set("devices/door-1/status", json.dumps({"online": False, "session": session}), qos=1, retain=True)
+        client.connect("127.0.0.1", engine.mqtt_port)
+        client.loop_start()
+        client.publish("devices/door-1/status", json.dumps({"online": True, "session": session, "fw": "1.2"}), qos=1, retain=True).wait_for_publish(10)
+        return client
+
+    def cut(client):
+        client.loop_stop()
+        client.socket().close()
+
+    def online():
+        return (call(engine, "GET", path)[1].get("status") or {}).get("online")
+
+    first = come(1)
+    check(online() is True, f"{call(engine, 'GET', path)}")
+    second = come(2)
+    cut(first)
+    time.sleep(1)
+    check(online() is True, "the will of the first says nothing about the second")
+    cut(second)
+    eventually("it has gone", lambda: online() is False)
+    seen = []
+    watcher = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="watcher")
+    watcher.on_message = lambda _c, _u, message: seen.append((message.retain, json.loads(message.payload)))
+    watcher.connect("127.0.0.1", engine.mqtt_port)
+    watcher.subscribe("devices/door-1/status", 1)
+    watcher.loop_start()
+    eventually("it is retained", lambda: seen)
+    check(seen[0] == (True, {"online": False, "session": 2}), f"{seen}")
+    watcher.disconnect()
+    watcher.loop_stop()
+    rows = eventually("it is history", lambda: (r := rows_of(engine, "SELECT online, session FROM _connections WHERE device = 'door-1' ORDER BY ts")) and len(r) == 3 and r)
+    check([(row["online"], row["session"]) for row in rows] == [(True, 1), (True, 2), (False, 2)], f"{rows}")
+    engine.kill()
+    engine.start()
+    check(online() is False, "it outlives the engine")
+
+
 def knobs(engine):
     """A value that belongs to the device, and a conflict."""
     name = "thermo-1"
@@ -330,6 +374,8 @@ def main():
         print("first steps: passed", flush=True)
         knobs(engine)
         print("merges: passed", flush=True)
+        presence(engine)
+        print("presence: passed", flush=True)
         wishes, commands = under_kills(engine, args.seed, args.kills)
         tables(engine, folder / "data", wishes, commands)
         print(f"{args.kills} kills: {sum(map(len, wishes.values()))} wishes and {len(commands)} commands, each once", flush=True)

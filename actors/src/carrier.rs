@@ -279,6 +279,7 @@ impl Carrier {
             Channel::Reported => device.report(message, None),
             Channel::PlainReported(name) => device.report(message, Some(name)),
             Channel::CommandResult => device.command_result(message),
+            Channel::Status => device.presence(message),
             Channel::Listening => device.listening(message),
         }));
         let Ok(verdict) = verdict else {
@@ -381,9 +382,12 @@ fn wants_ack(entry: &Entry) -> bool {
     match &entry.body {
         Body::Records(records) => records.format == PayloadFormat::Frame,
         Body::Loss(_) | Body::Closed { .. } => true,
-        Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_) | Body::Shadow(_) | Body::Command(_) => {
-            false
-        }
+        Body::Tick { .. }
+        | Body::Acknowledge { .. }
+        | Body::Transitions(_)
+        | Body::Shadow(_)
+        | Body::Command(_)
+        | Body::Status(_) => false,
         Body::DeadLetter(letter) => letter.accounted.is_some(),
     }
 }

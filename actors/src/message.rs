@@ -24,6 +24,8 @@ pub enum Channel {
     PlainReported(Arc<str>),
     /// `devices/{id}/commands/result`
     CommandResult,
+    /// `devices/{id}/status`
+    Status,
     /// No message: somebody has subscribed to what the device is told.
     Listening,
 }
@@ -38,6 +40,7 @@ impl Channel {
             Self::PlainReported(name) if &**name == device::shadow::DEFAULT => "shadow/reported".into(),
             Self::PlainReported(name) => format!("shadow/{name}/reported").into(),
             Self::CommandResult => "commands/result".into(),
+            Self::Status => "status".into(),
             Self::Listening => "".into(),
         }
     }

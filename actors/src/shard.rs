@@ -89,7 +89,7 @@ pub struct Shard {
     /// Who wins where both sides of a shadow have changed.
     pub(crate) shadow_rules: Arc<ShadowRules>,
     /// When the shard was opened: nothing could be heard before.
-    pub(crate) floor: Timestamp,
+    pub floor: Timestamp,
     supervisor: OnceLock<ActorRef<SupervisorMessage>>,
     devices: RwLock<HashMap<DeviceId, Arc<DeviceHandle>>>,
     parked: Mutex<HashMap<DeviceId, Parked>>,

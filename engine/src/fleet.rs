@@ -55,7 +55,11 @@ impl Kind {
                 field("dv", number.clone(), true),
                 field("rv", number.clone(), true),
                 field("in_sync", flag, true),
-                field("commands_waiting", number, false),
+                field("commands_waiting", number.clone(), false),
+                field("online", DataType::Boolean, true),
+                field("status_since", storage::schema::timestamp(), true),
+                field("fw", DataType::Utf8, true),
+                field("boot_no", number, true),
             ],
             Self::Shadows => vec![
                 field("device", text.clone(), false),
@@ -100,7 +104,9 @@ impl Fleet {
             let failed = |error| DataFusionError::External(Box::new(error));
             match self.kind {
                 Kind::Devices => {
-                    let look = |device: &Device| rows.device(device, shard_id, shard.is_awake(device.id()), now);
+                    let look = |device: &Device| {
+                        rows.device(device, (shard_id, shard.is_awake(device.id())), (shard.floor, now))
+                    };
                     shard.each(look).await.map_err(failed)?;
                 }
                 Kind::Shadows => shard.each(|device| rows.shadows(device, now)).await.map_err(failed)?,
@@ -140,15 +146,20 @@ struct Rows {
     shard: Vec<u16>,
     flags: Vec<Option<bool>>,
     awake: Vec<bool>,
-    numbers: [Vec<Option<u64>>; 8],
+    online: Vec<Option<bool>>,
+    since: Vec<Option<i64>>,
+    fw: Vec<Option<String>>,
+    numbers: [Vec<Option<u64>>; 9],
     texts: [Vec<String>; 5],
     changed: Vec<i64>,
 }
 
 impl Rows {
-    fn device(&mut self, device: &Device, shard: u16, awake: bool, now: Timestamp) {
+    /// `floor`: what a device said of its presence before was said to an earlier life of the engine.
+    fn device(&mut self, device: &Device, (shard, awake): (u16, bool), (floor, now): (Timestamp, Timestamp)) {
         let ledger = device.ledger();
         let shadow = device.shadow(DEFAULT, now);
+        let status = device.status();
         let waiting = device.commands().map_or(0, |commands| commands.waiting(now).count());
         let sum = |of: fn(&device::machine::EpochLedger) -> u64| Some(ledger.iter().map(of).sum());
         let numbers = [
@@ -160,7 +171,11 @@ impl Rows {
             shadow.as_ref().map(|shadow| shadow.dv),
             shadow.as_ref().map(|shadow| shadow.rv),
             Some(waiting as u64),
+            status.and_then(|status| status.boot_no),
         ];
+        self.online.push(status.map(|status| status.online && status.since >= floor));
+        self.since.push(status.map(|status| status.since.0));
+        self.fw.push(status.and_then(|status| status.fw.as_ref().map(ToString::to_string)));
         self.device.push(device.id().to_string());
         self.shard.push(shard);
         self.awake.push(awake);
@@ -199,8 +214,13 @@ impl Rows {
             Kind::Devices => {
                 columns.push(Arc::new(UInt16Array::from(self.shard)));
                 columns.push(Arc::new(BooleanArray::from(self.awake)));
-                let [epochs, stored, duplicates, lost, unnumbered, dv, rv, waiting] = self.numbers.map(number);
+                let [epochs, stored, duplicates, lost, unnumbered, dv, rv, waiting, boots] = self.numbers.map(number);
                 columns.extend([epochs, stored, duplicates, lost, unnumbered, dv, rv, flags, waiting]);
+                columns.push(Arc::new(BooleanArray::from(self.online)));
+                let since = arrow::array::TimestampNanosecondArray::from(self.since);
+                columns.push(Arc::new(since.with_timezone("UTC")));
+                columns.push(Arc::new(StringArray::from(self.fw)));
+                columns.push(boots);
             }
             Kind::Shadows => {
                 let [name, desired, reported, delta, open] = self.texts;

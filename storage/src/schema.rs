@@ -40,8 +40,11 @@ pub const SHADOW_HISTORY: &str = "_shadow_history";
 /// The table of commands to devices, and of what became of them.
 pub const COMMANDS: &str = "_commands";
 
+/// The table of devices that come and go.
+pub const CONNECTIONS: &str = "_connections";
+
 /// Every table of the engine's own.
-pub const SYSTEM: [&str; 6] = [DEAD_LETTERS, LOSSES, LATE, ALERTS, SHADOW_HISTORY, COMMANDS];
+pub const SYSTEM: [&str; 7] = [DEAD_LETTERS, LOSSES, LATE, ALERTS, SHADOW_HISTORY, COMMANDS, CONNECTIONS];
 
 /// Whether a table is one of the engine's own; no stream may be named like one.
 pub fn is_system(table: &str) -> bool {
@@ -152,6 +155,18 @@ pub fn shadow_history_schema() -> SchemaRef {
         Field::new("by", DataType::Utf8, false),
         Field::new("request_id", DataType::Utf8, true),
         Field::new("detail", DataType::Utf8, true),
+    ]))
+}
+
+/// Columns of [`CONNECTIONS`]: one row whenever a device comes or goes, by its own word or its last will.
+pub fn connections_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("device", DataType::Utf8, false),
+        Field::new("ts", timestamp(), false),
+        Field::new("online", DataType::Boolean, false),
+        Field::new("session", DataType::UInt64, true),
+        Field::new("boot_no", DataType::UInt64, true),
+        Field::new("fw", DataType::Utf8, true),
     ]))
 }
 

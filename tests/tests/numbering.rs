@@ -270,7 +270,8 @@ impl World {
                 | Body::Acknowledge { .. }
                 | Body::Transitions(_)
                 | Body::Shadow(_)
-                | Body::Command(_) => panic!("there are no alerts, shadows or commands"),
+                | Body::Command(_)
+                | Body::Status(_) => panic!("there are no alerts, shadows or commands"),
             }
         }
         assert_eq!(fates, step.fates.iter().copied().collect());

@@ -17,6 +17,7 @@ use crate::id::{DeviceId, ShardId};
 use crate::payload::PayloadFormat;
 use crate::seq::{Barrier, Epoch};
 use crate::shadow::Change;
+use crate::status::Status;
 use crate::time::Timestamp;
 
 /// One decision about one message of one device.
@@ -62,6 +63,8 @@ pub enum Body {
     Shadow(Box<Change>),
     /// A command to the device was asked for, or stands elsewhere now.
     Command(Step),
+    /// The device has come, or has gone.
+    Status(Status),
 }
 
 /// A payload and which of its records were admitted.

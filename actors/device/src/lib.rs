@@ -12,6 +12,7 @@
 //! - [`alert`]: rules that look at each record of a device.
 //! - [`shadow`]: what a device is wanted to be, and what it says it is.
 //! - [`command`]: what it is told to do, once.
+//! - [`status`]: whether it is there.
 //! - [`machine`]: the device itself, `admit` / `apply` / `tick`.
 //!
 //! Deliberately absent: tokio, Arrow, ractor, any clock and any source of randomness. Time and random
@@ -32,6 +33,7 @@ pub mod planted;
 pub mod schema;
 pub mod seq;
 pub mod shadow;
+pub mod status;
 pub mod time;
 pub mod topic;
 mod varint;

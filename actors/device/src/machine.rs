@@ -228,6 +228,7 @@ impl Device {
             Body::Tick { .. } | Body::Acknowledge { .. } => {}
             Body::Shadow(change) => effects.extend(self.apply_change(change, entry.received)),
             Body::Command(step) => effects.extend(self.apply_step(step, entry.received)),
+            Body::Status(status) => self.apply_status(status),
             Body::Transitions(transitions) => {
                 if let Some(alerts) = &mut self.alerts {
                     alerts.logged(transitions);

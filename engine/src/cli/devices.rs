@@ -162,6 +162,10 @@ fn show(device: &str, of: &Of) -> Result<(), Exit> {
         return print(&format!("{found}\n"));
     }
     let mut out = format!("{}  shard {}, awake: {}\n", text(&found["device"]), found["shard"], found["awake"]);
+    if let Some(online) = found["status"]["online"].as_bool() {
+        let since = text(&found["status"]["since"]);
+        out.push_str(&format!("{}, last said at {since}\n", if online { "online" } else { "offline" }));
+    }
     for epoch in found["epochs"].as_array().into_iter().flatten() {
         let closed = if epoch["closed"] == Value::Bool(true) { ", closed" } else { "" };
         out.push_str(&format!(

@@ -102,7 +102,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             }
             _ => {}
         }
-        let keeps = matches!(route.target, Target::Live) && publish.retain || interest.is_some();
+        let keeps = route.target.retains() && publish.retain || interest.is_some();
         let head = Head {
             qos: publish.qos,
             retain: publish.retain,
@@ -142,6 +142,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         let reply = || ticket.map(|ticket| Reply { sink: self.session.sink.clone(), ticket });
         match &route.target {
             Target::Device(channel, _) => {
+                let retains = route.target.retains();
                 up(&self.shared.hub.metrics.to_device);
                 self.credited = self.credited.saturating_sub(len);
                 let Some(credit) = self.credit.clone() else { return };
@@ -156,7 +157,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                 };
                 self.push(at, inbound);
                 // After the device, and only as a copy for the eyes: records are never taken from here.
-                self.publish_live(at, Head { retain: false, ..head }, payload);
+                self.publish_live(at, Head { retain: head.retain && retains, ..head }, payload);
             }
             Target::Stray { sender, reason, text } => {
                 up(&self.shared.hub.metrics.to_nobody);

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Duration, Instant};
 
 use super::connection::{Client, Connection, End, RUNNING, Shared};
-use super::control::{self, Connect};
+use super::control::{self, Connect, Will};
 use super::fault::{Fault, code};
 use super::frame::{self, Version, kind};
 use super::hub::{Attached, LastWords};
@@ -260,30 +260,36 @@ pub(crate) async fn publish_wills<I: Ingress>(shared: &Arc<Shared<I>>, wills: Ve
         up(&shared.hub.metrics.wills);
         match route::target(&will.topic, &Identity::anonymous()) {
             Target::Device(channel, device) => {
+                if channel == Channel::Status {
+                    announce(shared, will.clone(), publisher);
+                }
                 let format = will.content_type.as_deref().and_then(ingest::format);
                 let credit = shared.ingress.admission().admit(will.payload.len()).await;
                 let message = (channel, will.payload, format, credit);
                 tell_device(shared, &device, message).await;
             }
-            Target::Live => {
-                let message = Message {
-                    topic: Arc::from(will.topic),
-                    payload: will.payload,
-                    qos: will.qos,
-                    retain: will.retain,
-                    properties: will.properties,
-                    expires: will.expiry.map(|seconds| Instant::now() + Duration::from_secs(u64::from(seconds))),
-                    publisher,
-                };
-                if message.retain {
-                    // A full store is counted there; the live copy goes out all the same.
-                    let _ = shared.hub.retain(&message);
-                }
-                shared.hub.announce(message);
-            }
+            Target::Live => announce(shared, will, publisher),
             Target::Stray { .. } | Target::Denied => up(&shared.hub.metrics.wills_denied),
         }
     }
+}
+
+/// Retains a will if it asks for it, and publishes it.
+fn announce<I: Ingress>(shared: &Arc<Shared<I>>, will: Will, publisher: u64) {
+    let message = Message {
+        topic: Arc::from(will.topic),
+        payload: will.payload,
+        qos: will.qos,
+        retain: will.retain,
+        properties: will.properties,
+        expires: will.expiry.map(|seconds| Instant::now() + Duration::from_secs(u64::from(seconds))),
+        publisher,
+    };
+    if message.retain {
+        // A full store is counted there; the live copy goes out all the same.
+        let _ = shared.hub.retain(&message);
+    }
+    shared.hub.announce(message);
 }
 
 /// A will on a device's inbound topic is a message like any other, except that nobody waits for its outcome.

@@ -34,6 +34,13 @@ pub(crate) enum Target {
     Denied,
 }
 
+impl Target {
+    /// Whether a message may be retained: those for devices are theirs, but for their presence.
+    pub(crate) fn retains(&self) -> bool {
+        matches!(self, Self::Live | Self::Device(Channel::Status, _))
+    }
+}
+
 /// Decides where a (valid) topic name leads.
 pub(crate) fn target(topic: &str, identity: &Identity) -> Target {
     if !identity.may_publish(topic) {
@@ -54,6 +61,7 @@ pub(crate) fn target(topic: &str, identity: &Identity) -> Target {
         "hello" => Target::Device(Channel::Hello, device),
         "config/reported" => Target::Device(Channel::Reported, device),
         "commands/result" => Target::Device(Channel::CommandResult, device),
+        "status" => Target::Device(Channel::Status, device),
         "" => stray(Reason::BadTopic, "a topic below devices/ names a device and a channel".into()),
         _ => match reported(channel) {
             Some(shadow) => Target::Device(Channel::PlainReported(shadow.into()), device),
@@ -164,7 +172,7 @@ mod tests {
             ("devices/a/telemetry", Target::Device(Channel::Telemetry, id("a"))),
             ("devices/a/hello", Target::Device(Channel::Hello, id("a"))),
             ("devices/a/hello/ack", Target::Live),
-            ("devices/a/status", Target::Live),
+            ("devices/a/status", Target::Device(Channel::Status, id("a"))),
             ("devices/a/config/reported", Target::Device(Channel::Reported, id("a"))),
             ("devices/a/commands/result", Target::Device(Channel::CommandResult, id("a"))),
             ("devices/a/shadow/reported", Target::Device(Channel::PlainReported("main".into()), id("a"))),

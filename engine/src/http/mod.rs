@@ -274,12 +274,29 @@ async fn device(State(api): State<Api>, Path(id): Path<String>) -> Result<impl I
         .await
         .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
     let item = describe(&api, &id);
-    if ledger.is_empty() && !item.awake {
+    let look = |device: &device::machine::Device| (device.is_known(), device.status().cloned());
+    let (known, status) = api
+        .core
+        .node
+        .look(&id, look)
+        .await
+        .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    if !known && !item.awake {
         return Err(Problem::new(StatusCode::NOT_FOUND, format!("device {id} has never been heard of")));
     }
+    // What it said to an earlier life of the engine says nothing about now.
+    let floor = api.core.node.shard(&id).floor;
+    let status = status.map(|status| {
+        serde_json::json!({
+            "online": status.online && status.since >= floor, "since": time_text(status.since),
+            "session": status.session.map(|session| session.to_string()), "boot_no": status.boot_no, "fw": status.fw.as_deref(),
+        })
+    });
     let epochs: Vec<serde_json::Value> = ledger
         .iter()
         .map(|epoch| serde_json::json!({ "epoch": epoch.epoch.0, "cum": epoch.cum, "stored": epoch.stored, "closed": epoch.closed }))
         .collect();
-    Ok(Json(serde_json::json!({ "device": item.device, "awake": item.awake, "shard": item.shard, "epochs": epochs })))
+    Ok(Json(
+        serde_json::json!({ "device": item.device, "awake": item.awake, "shard": item.shard, "epochs": epochs, "status": status }),
+    ))
 }

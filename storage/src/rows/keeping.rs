@@ -1,17 +1,18 @@
-//! Rows of `_shadow_history` and `_commands`: what entries say of shadows and commands.
+//! Rows of `_shadow_history`, `_commands` and `_connections`: what entries say of shadows, commands and presence.
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt64Array};
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::TimestampNanosecondType;
 use arrow::error::ArrowError;
 use device::command::Step;
 use device::shadow::{Change, What, shown};
+use device::status::Status;
 use device::time::Timestamp;
 
 use super::column::Numbers;
 use super::stream::times;
-use crate::schema::{commands_schema, shadow_history_schema};
+use crate::schema::{commands_schema, connections_schema, shadow_history_schema};
 
 /// Changes of shadows, with their device and time. They are few: kept as they are until a batch is made.
 #[derive(Default)]
@@ -125,5 +126,35 @@ impl Steps {
             }),
         ];
         RecordBatch::try_new(commands_schema(), columns)
+    }
+}
+
+/// Devices that came or went.
+#[derive(Default)]
+pub(super) struct Connections(Vec<(String, Status)>);
+
+impl Connections {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn push(&mut self, device: &str, status: &Status) {
+        self.0.push((device.to_owned(), status.clone()));
+    }
+
+    pub(super) fn finish(self) -> Result<RecordBatch, ArrowError> {
+        let rows = self.0;
+        let number = |of: fn(&Status) -> Option<u64>| -> ArrayRef {
+            Arc::new(UInt64Array::from_iter(rows.iter().map(|(_, status)| of(status))))
+        };
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from_iter_values(rows.iter().map(|(device, _)| device))),
+            Arc::new(times(rows.iter().map(|(_, status)| status.since.0).collect())),
+            Arc::new(BooleanArray::from_iter(rows.iter().map(|(_, status)| Some(status.online)))),
+            number(|status| status.session),
+            number(|status| status.boot_no),
+            Arc::new(StringArray::from_iter(rows.iter().map(|(_, status)| status.fw.as_deref()))),
+        ];
+        RecordBatch::try_new(connections_schema(), columns)
     }
 }

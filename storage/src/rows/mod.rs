@@ -24,9 +24,9 @@ use device::time::Timestamp;
 
 use self::alerts::Alerts;
 use self::aside::{DeadLetters, Letter, Losses};
-use self::keeping::{Changes, Steps};
+use self::keeping::{Changes, Connections, Steps};
 use self::stream::{RowHead, StreamRows};
-use crate::schema::{ALERTS, COMMANDS, DEAD_LETTERS, LOSSES, SHADOW_HISTORY};
+use crate::schema::{ALERTS, COMMANDS, CONNECTIONS, DEAD_LETTERS, LOSSES, SHADOW_HISTORY};
 
 /// Rows after which a batch is sealed.
 const SEAL_ROWS: usize = 1 << 20;
@@ -51,6 +51,7 @@ pub struct RowBuilder {
     alerts: Alerts,
     changes: Changes,
     steps: Steps,
+    connections: Connections,
     /// Batches that grew too large to go on with.
     sealed: Vec<(TableName, RecordBatch)>,
     rows: usize,
@@ -73,6 +74,7 @@ impl RowBuilder {
             alerts: Alerts::default(),
             changes: Changes::default(),
             steps: Steps::default(),
+            connections: Connections::default(),
             sealed: Vec::new(),
             rows: 0,
             bytes: 0,
@@ -129,6 +131,10 @@ impl RowBuilder {
             }
             Body::Command(step) => {
                 self.steps.push(entry.device.as_str(), entry.received, step);
+                self.rows += 1;
+            }
+            Body::Status(status) => {
+                self.connections.push(entry.device.as_str(), status);
                 self.rows += 1;
             }
             Body::Closed { .. } | Body::Tick { .. } | Body::Acknowledge { .. } => {}
@@ -193,7 +199,7 @@ impl RowBuilder {
     }
 
     /// Gives out all rows gathered so far, in batches of one table each: streams in the order of the catalog, then
-    /// `_dead_letters`, `_losses`, `_alerts`, `_shadow_history` and `_commands`; of a table that was sealed on the way, the older batch first.
+    /// `_dead_letters`, `_losses`, `_alerts`, `_shadow_history`, `_commands` and `_connections`; of a table that was sealed on the way, the older batch first.
     pub fn finish(&mut self) -> Result<Vec<(TableName, RecordBatch)>, ArrowError> {
         self.seal()?;
         Ok(std::mem::take(&mut self.sealed))
@@ -227,6 +233,10 @@ impl RowBuilder {
         if self.steps.len() > 0 {
             let rows = std::mem::take(&mut self.steps);
             self.sealed.push((TableName::from(COMMANDS), rows.finish()?));
+        }
+        if self.connections.len() > 0 {
+            let rows = std::mem::take(&mut self.connections);
+            self.sealed.push((TableName::from(CONNECTIONS), rows.finish()?));
         }
         self.rows = 0;
         self.bytes = 0;

@@ -97,7 +97,8 @@ impl Ledger {
             | Body::Acknowledge { .. }
             | Body::Transitions(_)
             | Body::Shadow(_)
-            | Body::Command(_) => {}
+            | Body::Command(_)
+            | Body::Status(_) => {}
         }
     }
 

@@ -14,6 +14,7 @@ use crate::id::{DeviceId, ShardId};
 use crate::payload::PayloadFormat;
 use crate::seq::{Barrier, Epoch, MAX_SEQ};
 use crate::shadow::Change;
+use crate::status::Status;
 use crate::time::Timestamp;
 use crate::varint::{self, Broken, Cursor};
 
@@ -39,6 +40,7 @@ const ACKNOWLEDGE: u8 = 6;
 const TRANSITIONS: u8 = 7;
 const SHADOW: u8 = 8;
 const COMMAND: u8 = 9;
+const STATUS: u8 = 10;
 
 /// Why bytes are not a log record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +73,7 @@ impl LogRecord {
     /// Appends the record's stored form to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let version = |entry: &Entry| match entry.body {
-            Body::Shadow(_) | Body::Command(_) => VERSION,
+            Body::Shadow(_) | Body::Command(_) | Body::Status(_) => VERSION,
             Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_) => ALERTS,
             Body::Records(_) | Body::Loss(_) | Body::DeadLetter(_) | Body::Closed { .. } => FIRST,
         };
@@ -224,6 +226,10 @@ fn put_entry(out: &mut Vec<u8>, time: Timestamp, entry: &Entry) {
             out.push(COMMAND);
             step.put(out);
         }
+        Body::Status(status) => {
+            out.push(STATUS);
+            status.put(out);
+        }
         Body::Transitions(transitions) => {
             out.push(TRANSITIONS);
             varint::put(out, transitions.len() as u64);
@@ -310,6 +316,7 @@ fn entry(cursor: &mut Cursor<'_>, whole: &Bytes, time: Timestamp, before: Option
         }
         SHADOW => Body::Shadow(Box::new(Change::get(cursor)?)),
         COMMAND => Body::Command(Step::get(cursor)?),
+        STATUS => Body::Status(Status::get(cursor)?),
         _ => return cursor.broken("a kind of entry"),
     };
     Ok(Entry { device, received, body })

@@ -1,15 +1,16 @@
-//! Shadows and commands of the device: what is asked of it, what it says, and what it is told.
+//! Shadows, commands and presence of the device: what is asked of it, what it says, and what it is told.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::types::{Counts, Decision, Effect, Event, Message, Verdict};
 use super::{Device, letter};
-use crate::command::{self, Commands, Heard, Order, Step};
+use crate::command::{self, Commands, Order, Step};
 use crate::entry::{Body, Entries, Entry, Reason};
 use crate::hello::Hello;
 use crate::payload::Refusal;
 use crate::shadow::{self, Ask, Change, DEFAULT, ShadowRules, Shadows, What};
+use crate::status::{Heard, Status};
 use crate::time::Timestamp;
 use crate::topic::Leaf;
 
@@ -57,6 +58,7 @@ impl<T: Clone + Default + PartialEq> Held<T> {
 pub(super) struct Keeping {
     pub(super) shadows: Held<Shadows>,
     pub(super) commands: Held<Commands>,
+    pub(super) status: Held<Option<Status>>,
 }
 
 impl Device {
@@ -74,6 +76,11 @@ impl Device {
     /// Its commands, as far as they are durable.
     pub fn commands(&self) -> Option<&Commands> {
         self.keeping.as_ref().map(|keeping| keeping.commands.durable())
+    }
+
+    /// Whether it is there, as far as it has said so.
+    pub fn status(&self) -> Option<&Status> {
+        self.keeping.as_ref()?.status.durable().as_ref()
     }
 
     /// A shadow as it is at `now`.
@@ -143,13 +150,40 @@ impl Device {
             None => Commands::default().result(message.payload),
         };
         let step = match heard {
-            Heard::News(step) => Some(step),
-            Heard::Old => None,
-            Heard::Refused(text) => return self.refuse(message, Leaf::CommandsResult, text),
+            command::Heard::News(step) => Some(step),
+            command::Heard::Old => None,
+            command::Heard::Refused(text) => return self.refuse(message, Leaf::CommandsResult, text),
         };
         let entries = self.stage_steps(step, message.received);
         let decision = if entries.is_empty() { Decision::Duplicate } else { Decision::Commit };
         Verdict { entries, decision, effects: Vec::new(), counts: Counts::default(), streams: 0 }
+    }
+
+    /// The device, or its last will, says whether it is there.
+    pub fn presence(&mut self, message: Message<'_>) -> Verdict {
+        self.now = self.now.max(message.received);
+        let before = self.keeping.as_ref().and_then(|keeping| keeping.status.latest().as_ref());
+        let mut effects = Vec::new();
+        let status = match Status::hear(message.payload, before, self.session, message.received) {
+            Heard::News(status) => Some(status),
+            Heard::Known => None,
+            Heard::Old => {
+                effects.push(Effect::Event(Event::WillTooLate));
+                None
+            }
+            Heard::Refused(text) => return self.refuse(message, Leaf::Status, text),
+        };
+        let mut entries = Entries::new();
+        if let Some(status) = status {
+            if status.online && status.session.is_some() {
+                self.session = status.session;
+            }
+            self.keeping.get_or_insert_default().status.stage(|latest| *latest = Some(status.clone()));
+            entries.push(Entry { device: self.id.clone(), received: message.received, body: Body::Status(status) });
+            self.in_flight += 1;
+        }
+        let decision = if entries.is_empty() { Decision::Duplicate } else { Decision::Commit };
+        Verdict { entries, decision, effects, counts: Counts::default(), streams: 0 }
     }
 
     /// It begins to listen: what is wanted of it is said again.
@@ -224,6 +258,12 @@ impl Device {
         }
     }
 
+    /// It has durably come or gone.
+    pub(super) fn apply_status(&mut self, status: &Status) {
+        let keeping = self.keeping.get_or_insert_default();
+        keeping.status.settle(|latest| *latest = Some(status.clone()));
+    }
+
     /// What is wanted of it, in whole: in CBOR for our own agent, in JSON for plain clients.
     fn tell(&self, name: &str) -> Vec<Effect> {
         let Some(view) = self.shadow(name, self.now) else { return Vec::new() };
@@ -262,7 +302,9 @@ impl Device {
     /// Whoever asked for nothing that could be done leaves nothing behind.
     pub(super) fn drop_empty(&mut self) {
         let empty = |keeping: &Keeping| {
-            keeping.shadows.latest() == &Shadows::default() && keeping.commands.latest() == &Commands::default()
+            keeping.shadows.latest() == &Shadows::default()
+                && keeping.commands.latest() == &Commands::default()
+                && keeping.status.latest().is_none()
         };
         if self.keeping.as_ref().is_some_and(|keeping| empty(keeping)) {
             self.keeping = None;

@@ -11,6 +11,7 @@ use crate::dedup::{EpochState, Tally, WINDOW};
 use crate::id::DeviceId;
 use crate::seq::{Epoch, MAX_SEQ, Position};
 use crate::shadow::Shadows;
+use crate::status::Status;
 use crate::varint::{self, Broken, Cursor};
 
 /// The newest version that [`Device::snapshot`] writes: with a byte that says which of the parts behind it are there.
@@ -23,6 +24,7 @@ const PLAIN: u8 = 1;
 const HAS_ALERTS: u8 = 1;
 const HAS_SHADOWS: u8 = 2;
 const HAS_COMMANDS: u8 = 4;
+const HAS_STATUS: u8 = 8;
 
 const FRAMED: u8 = 1;
 const ZERO: u8 = 2;
@@ -80,7 +82,9 @@ impl Device {
         }
         if version == VERSION {
             let alerts = if self.alerts.is_some() { HAS_ALERTS } else { 0 };
-            out.push(alerts | HAS_SHADOWS | HAS_COMMANDS);
+            let has_status = self.keeping.as_ref().is_some_and(|keeping| keeping.status.durable().is_some());
+            let status = if has_status { HAS_STATUS } else { 0 };
+            out.push(alerts | HAS_SHADOWS | HAS_COMMANDS | status);
         }
         if let Some(alerts) = &self.alerts {
             alerts.put(&mut out);
@@ -88,6 +92,9 @@ impl Device {
         if let Some(keeping) = &self.keeping {
             keeping.shadows.durable().put(&mut out);
             keeping.commands.durable().put(&mut out);
+            if let Some(status) = keeping.status.durable() {
+                status.put(&mut out);
+            }
         }
         out
     }
@@ -132,7 +139,7 @@ impl Device {
             ALERTS => HAS_ALERTS,
             _ => 0,
         };
-        if parts & !(HAS_ALERTS | HAS_SHADOWS | HAS_COMMANDS) != 0 {
+        if parts & !(HAS_ALERTS | HAS_SHADOWS | HAS_COMMANDS | HAS_STATUS) != 0 {
             return cursor.broken("parts that this engine knows").map_err(Into::into);
         }
         if parts & HAS_ALERTS != 0 {
@@ -143,6 +150,9 @@ impl Device {
         }
         if parts & HAS_COMMANDS != 0 {
             device.keeping.get_or_insert_default().commands = Held::of(Commands::get(&mut cursor)?);
+        }
+        if parts & HAS_STATUS != 0 {
+            device.keeping.get_or_insert_default().status = Held::of(Some(Status::get(&mut cursor)?));
         }
         cursor.end("the end of the snapshot")?;
         Ok(device)

@@ -139,6 +139,8 @@ pub enum Event {
     CloneSuspected,
     /// A report of a session that has ended, or one that was heard before: it counts for nothing.
     ReportTooLate,
+    /// The will of an earlier session came when the next one stood: it counts for nothing.
+    WillTooLate,
 }
 
 impl Event {
@@ -152,6 +154,7 @@ impl Event {
             Self::GapUnanswered { .. } => "gap_unanswered",
             Self::CloneSuspected => "clone_suspected",
             Self::ReportTooLate => "report_too_late",
+            Self::WillTooLate => "will_too_late",
         }
     }
 }

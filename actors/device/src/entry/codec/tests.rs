@@ -82,7 +82,11 @@ fn bodies() -> impl Strategy<Value = Body> {
             Body::Shadow(Box::new(Change { shadow: Arc::from("main"), by: Arc::from("ann"), request, what }))
         },
     );
-    prop_oneof![records, loss, letter, command, shadow, epochs().prop_map(|epoch| Body::Closed { epoch })]
+    let status = (any::<bool>(), prop::option::of(any::<u64>()), any::<i64>()).prop_map(|(online, session, since)| {
+        let fw = online.then(|| Arc::from("1.2"));
+        Body::Status(Status { online, session, boot_no: session, fw, since: Timestamp(since) })
+    });
+    prop_oneof![records, loss, letter, command, shadow, status, epochs().prop_map(|epoch| Body::Closed { epoch })]
 }
 
 fn log_records() -> impl Strategy<Value = LogRecord> {
