@@ -257,6 +257,33 @@ def tables(engine, data, wishes, commands):
     check(json.loads(live[0]["reported"])["n"] == len(wishes["fan-0"]), f"{live}")
 
 
+def groups(engine):
+    """A list and a query; what is wanted of all, once for each; how far they are."""
+    check(call(engine, "PUT", "/v1/groups/fans", {"devices": ["fan-0", "fan-1", "fan-2"]})[1]["members"] == 3, "a list")
+    status, found = call(engine, "PUT", "/v1/groups/all-fans", {"sql": "SELECT device FROM devices WHERE device LIKE 'fan-%'"})
+    check(status == 200 and found["devices"] == ["fan-0", "fan-1", "fan-2"], f"{status} {found}")
+    for body, part in [({"sql": "SELECT 1"}, "column `device`"), ({"sql": "SELECT nothing FROM devices"}, "nothing"), ({"devices": ["a b"]}, "a b"), ([], "body")]:
+        status, answer = call(engine, "PUT", "/v1/groups/bad", body)
+        check(status == 400 and part in answer["detail"], f"{status} {answer}")
+    check(call(engine, "PATCH", "/v1/groups/nobody/shadow", {"a": 1})[0] == 404, "there is no such group")
+    push = "/v1/groups/all-fans/shadow?request_id=all-1"
+    status, pushed = call(engine, "PATCH", push, {"speed": 3})
+    check(status == 200 and (pushed["members"], pushed["changed"], pushed["failed"]) == (3, 3, 0), f"{pushed}")
+    engine.kill()
+    engine.start()
+    again = call(engine, "PATCH", push, {"speed": 3})[1]
+    check((again["changed"], again["unchanged"]) == (0, 3), f"asked again, it counts once: {again}")
+    devices = [Plain(engine, f"fan-{at}") for at in range(2)]
+    progress = eventually("two follow", lambda: (p := call(engine, "GET", "/v1/groups/fans/shadow")[1])["in_sync"] == 2 and p)
+    check([device["device"] for device in progress["behind"]] == ["fan-2"], f"{progress}")
+    status, told = call(engine, "POST", "/v1/groups/fans/commands", {"name": "spin", "cmd_id": "spin-1"})
+    check(status == 200 and told["changed"] == 3, f"{told}")
+    eventually("two have spun", lambda: all(device.done.get("spin-1") for device in devices))
+    for device in devices:
+        device.close()
+    check(call(engine, "DELETE", "/v1/groups/fans")[0] == 0 or call(engine, "GET", "/v1/groups/fans")[0] == 404, "it is gone")
+
+
 def our_agent(engine, folder):
     """A simulated device with our agent, and the command line."""
     weir = binary()
@@ -318,6 +345,16 @@ def presence(engine):
     cut(first)
     time.sleep(1)
     check(online() is True, "the will of the first says nothing about the second")
+    retained = []
+    looker = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="looker")
+    looker.on_message = lambda _c, _u, message: retained.append(json.loads(message.payload))
+    looker.connect("127.0.0.1", engine.mqtt_port)
+    looker.subscribe("devices/door-1/status", 1)
+    looker.loop_start()
+    eventually("it is retained", lambda: retained)
+    check(retained == [{"online": True, "session": 2, "fw": "1.2"}], f"and does not take its place: {retained}")
+    looker.disconnect()
+    looker.loop_stop()
     cut(second)
     eventually("it has gone", lambda: online() is False)
     seen = []
@@ -379,6 +416,8 @@ def main():
         wishes, commands = under_kills(engine, args.seed, args.kills)
         tables(engine, folder / "data", wishes, commands)
         print(f"{args.kills} kills: {sum(map(len, wishes.values()))} wishes and {len(commands)} commands, each once", flush=True)
+        groups(engine)
+        print("groups: passed", flush=True)
         our_agent(engine, folder)
         print("our agent: passed", flush=True)
         check(engine.stop() == 0, "it ends with status 0")

@@ -33,6 +33,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::groups::Groups;
 use crate::holds::Holds;
 use crate::opener::{Opened, Opener};
 use crate::peers;
@@ -93,6 +94,8 @@ pub struct Core {
     pub holds: Arc<Holds>,
     /// The project that counts, and its streams.
     project: RwLock<(Arc<Project>, Arc<Catalog>)>,
+    /// Groups of devices.
+    pub groups: Groups,
     registry: Arc<Registry>,
     /// The data directory.
     root: PathBuf,
@@ -202,6 +205,7 @@ impl Core {
             tables: Arc::new(TableStore::open(store)),
             holds: Arc::default(),
             project: RwLock::new((project, catalog)),
+            groups: Groups::open(&root).map_err(|error| CoreError::Other(error.to_string()))?,
             registry,
             root,
             going_over: tokio::sync::Mutex::new(()),

@@ -26,6 +26,7 @@ pub mod core;
 pub mod engine;
 pub mod fleet;
 pub mod gateway;
+pub mod groups;
 pub mod holds;
 pub mod housekeeping;
 pub mod http;

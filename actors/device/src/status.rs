@@ -65,6 +65,12 @@ impl Status {
         if same { Heard::Known } else { Heard::News(status) }
     }
 
+    /// Whether a will is that of an earlier connection than the one that `latest`, the last message on the topic, is of.
+    pub fn is_late(will: &[u8], latest: &[u8]) -> bool {
+        let now = Timestamp::default();
+        Self::read(latest, now).is_ok_and(|latest| Self::hear(will, Some(&latest), None, now) == Heard::Old)
+    }
+
     fn read(payload: &[u8], since: Timestamp) -> Result<Self, String> {
         let nothing = Self { online: false, session: None, boot_no: None, fw: None, since };
         match payload.trim_ascii() {
@@ -136,6 +142,10 @@ mod tests {
         // It has greeted again, but not said that it is there.
         assert_eq!(hear(r#"{"online": false, "session": 8}"#, None, Some(9)), Heard::Old);
         assert!(news("online", Some(&gone)).online);
+        let late = |will: &str, latest: &str| Status::is_late(will.as_bytes(), latest.as_bytes());
+        assert!(late(r#"{"online": false, "session": 7}"#, r#"{"online": true, "session": 8}"#));
+        assert!(!late(r#"{"online": false, "session": 8}"#, r#"{"online": true, "session": 8}"#));
+        assert!(!late("offline", r#"{"online": true, "session": 8}"#) && !late("x", "y"));
         for (text, part) in [("{}", "`online`"), ("[]", "neither"), ("{", "not JSON")] {
             assert!(matches!(hear(text, None, None), Heard::Refused(why) if why.contains(part)), "{text}");
         }

@@ -9,6 +9,7 @@ mod check;
 mod demo;
 mod devices;
 mod flush;
+mod groups;
 mod pipelines;
 mod query;
 mod record;
@@ -64,6 +65,8 @@ enum Command {
     Devices(devices::Args),
     /// What devices are wanted to be and say they are: show, set, delete.
     Shadow(shadow::Args),
+    /// Groups of devices: who belongs to them, what is wanted of all, how far they are.
+    Groups(groups::Args),
     /// One query over all tables, from files or through a running engine.
     Query(query::Args),
     /// An interactive SQL shell over all tables.
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Alerts(args) => alerts::main(&args),
         Command::Devices(args) => devices::main(&args),
         Command::Shadow(args) => shadow::main(&args),
+        Command::Groups(args) => groups::main(&args),
         Command::Test(args) => runtime(test::main(args)),
         Command::Record(args) => runtime(record::main(args)),
         Command::Query(args) => runtime(query::main(args)),

@@ -22,6 +22,7 @@ pub(super) fn request(method: &str, base: &str, path: &str, accept: &str, body: 
     let mut answer = match (method, body) {
         ("GET", _) => agent.get(&url).header("accept", accept).call(),
         ("DELETE", _) => agent.delete(&url).header("accept", accept).call(),
+        ("PUT", body) => agent.put(&url).header("accept", accept).send(body.unwrap_or_default()),
         ("PATCH", body) => agent.patch(&url).header("accept", accept).send(body.unwrap_or_default()),
         (_, Some(body)) => agent.post(&url).header("accept", accept).send(body),
         (_, None) => agent.post(&url).header("accept", accept).send_empty(),

@@ -139,7 +139,7 @@ fn ask(method: &str, device: &str, of: &Of, query: &str, body: Option<&str>) -> 
 }
 
 /// The merge patch that the arguments mean.
-fn patch(changes: &[String]) -> Result<Map<String, Value>, Exit> {
+pub(super) fn patch(changes: &[String]) -> Result<Map<String, Value>, Exit> {
     let mut patch = Map::new();
     for change in changes {
         if change.trim_start().starts_with('{') {

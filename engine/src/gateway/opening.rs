@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use actors::message::{Channel, Inbound, Ingress};
 use bytes::BytesMut;
+use device::status::Status;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Duration, Instant};
 
@@ -260,7 +261,7 @@ pub(crate) async fn publish_wills<I: Ingress>(shared: &Arc<Shared<I>>, wills: Ve
         up(&shared.hub.metrics.wills);
         match route::target(&will.topic, &Identity::anonymous()) {
             Target::Device(channel, device) => {
-                if channel == Channel::Status {
+                if channel == Channel::Status && !is_late(shared, &will) {
                     announce(shared, will.clone(), publisher);
                 }
                 let format = will.content_type.as_deref().and_then(ingest::format);
@@ -272,6 +273,12 @@ pub(crate) async fn publish_wills<I: Ingress>(shared: &Arc<Shared<I>>, wills: Ve
             Target::Stray { .. } | Target::Denied => up(&shared.hub.metrics.wills_denied),
         }
     }
+}
+
+/// Whether a device has come back since: its will must not take the place of what it says now.
+fn is_late<I: Ingress>(shared: &Arc<Shared<I>>, will: &Will) -> bool {
+    let latest = shared.hub.retained.lock().page(&will.topic, None, 1, Instant::now()).messages.pop();
+    latest.is_some_and(|latest| Status::is_late(&will.payload, &latest.payload))
 }
 
 /// Retains a will if it asks for it, and publishes it.

@@ -1,5 +1,6 @@
 //! `/v1/devices/{id}/commands`: what a device is told to do, and what became of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -68,7 +69,7 @@ async fn look<T>(api: &Api, device: &DeviceId, look: impl FnOnce(&Device) -> T) 
     looked.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
 }
 
-fn duration(name: &str, text: &str) -> Result<Duration, Problem> {
+pub(super) fn duration(name: &str, text: &str) -> Result<Duration, Problem> {
     // A plain number is seconds.
     let parsed = match text.parse::<u64>() {
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
@@ -79,6 +80,43 @@ fn duration(name: &str, text: &str) -> Result<Duration, Problem> {
     })
 }
 
+/// Reads the body of a request.
+pub(super) fn read(body: &str) -> Result<Request, Problem> {
+    serde_json::from_str(body).map_err(|error| {
+        let text = format!(
+            "the body must be {{\"name\": \"..\", \"args\": .., \"cmd_id\"?, \"deadline\"? or \"ttl\"?}}: {error}"
+        );
+        Problem::new(StatusCode::BAD_REQUEST, text)
+    })
+}
+
+impl Request {
+    /// What it orders at `now`; `draw` gives an id if it has none.
+    pub(super) fn order(self, now: Timestamp, draw: impl FnOnce() -> Arc<str>) -> Result<Order, Problem> {
+        let bad = |text: String| Problem::new(StatusCode::BAD_REQUEST, text);
+        let deadline = match (&self.deadline, &self.ttl) {
+            (Some(_), Some(_)) => return Err(bad("give `deadline` or `ttl`, not both".to_owned())),
+            (Some(Value::String(text)), None) => {
+                parse_rfc3339(text).map_err(|error| bad(format!("`deadline` {text:?}: {error}")))?
+            }
+            (Some(value), None) => value.as_i64().map(Timestamp).ok_or_else(|| {
+                bad("`deadline` is a time such as 2026-11-28T12:00:00Z, or nanoseconds since the Unix epoch".to_owned())
+            })?,
+            (None, ttl) => {
+                let ttl = ttl.as_deref().map(|text| duration("ttl", text)).transpose()?.unwrap_or(DEADLINE);
+                now.plus(i64::try_from(ttl.as_nanos()).unwrap_or(i64::MAX))
+            }
+        };
+        Ok(Order {
+            id: self.cmd_id.map_or_else(draw, Into::into),
+            name: self.name.into(),
+            args: self.args,
+            deadline,
+            by: self.by.unwrap_or_else(|| "operator".to_owned()).into(),
+        })
+    }
+}
+
 pub(super) async fn send(
     State(api): State<Api>,
     Path(id): Path<String>,
@@ -87,36 +125,13 @@ pub(super) async fn send(
 ) -> Result<Response, Problem> {
     let bad = |text: String| Problem::new(StatusCode::BAD_REQUEST, text);
     let device = device_id(&id)?;
-    let request: Request = serde_json::from_str(&body).map_err(|error| {
-        bad(format!(
-            "the body must be {{\"name\": \"..\", \"args\": .., \"cmd_id\"?, \"deadline\"? or \"ttl\"?}}: {error}"
-        ))
-    })?;
+    let request = read(&body)?;
     let patience = wait.timeout.as_deref().map(|text| duration("timeout", text)).transpose()?.unwrap_or_default();
     if patience > LONGEST_WAIT {
         return Err(bad(format!("`timeout` is at most {}", humantime::format_duration(LONGEST_WAIT))));
     }
     let now = api.core.node.now(&device);
-    let deadline = match (&request.deadline, &request.ttl) {
-        (Some(_), Some(_)) => return Err(bad("give `deadline` or `ttl`, not both".to_owned())),
-        (Some(Value::String(text)), None) => {
-            parse_rfc3339(text).map_err(|error| bad(format!("`deadline` {text:?}: {error}")))?
-        }
-        (Some(value), None) => value.as_i64().map(Timestamp).ok_or_else(|| {
-            bad("`deadline` is a time such as 2026-11-28T12:00:00Z, or nanoseconds since the Unix epoch".to_owned())
-        })?,
-        (None, ttl) => {
-            let ttl = ttl.as_deref().map(|text| duration("ttl", text)).transpose()?.unwrap_or(DEADLINE);
-            now.plus(i64::try_from(ttl.as_nanos()).unwrap_or(i64::MAX))
-        }
-    };
-    let order = Order {
-        id: request.cmd_id.map_or_else(|| draw_id(now, [rand::random(), rand::random()]), Into::into),
-        name: request.name.into(),
-        args: request.args,
-        deadline,
-        by: request.by.unwrap_or_else(|| "operator".to_owned()).into(),
-    };
+    let order = request.order(now, || draw_id(now, [rand::random(), rand::random()]))?;
     let id = order.id.clone();
     let answered = api.core.node.request(&device, |device, now| device.order(order.clone(), now)).await;
     match answered {

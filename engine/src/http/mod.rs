@@ -4,6 +4,7 @@
 
 mod alerts;
 mod commands;
+mod groups;
 mod metrics;
 mod pipelines;
 mod problem;
@@ -104,6 +105,10 @@ fn router(api: Api) -> Router {
         .route("/v1/devices/{id}/shadows", get(shadow::names))
         .route("/v1/devices/{id}/commands", get(commands::list).post(commands::send))
         .route("/v1/devices/{id}/commands/{command}", get(commands::show))
+        .route("/v1/groups", get(groups::list))
+        .route("/v1/groups/{name}", get(groups::show).put(groups::set).delete(groups::remove))
+        .route("/v1/groups/{name}/shadow", get(groups::progress).patch(groups::push))
+        .route("/v1/groups/{name}/commands", post(groups::command))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource; the API stands under /v1"))
         .layer(DefaultBodyLimit::max(MAX_SQL))
         .with_state(api)

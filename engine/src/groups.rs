@@ -1,0 +1,176 @@
+//! Groups of devices: named, and either a list of devices or a query that says who belongs to them now.
+//!
+//! `registry/groups.json` holds them, replaced as a whole and durable before a change is answered. Who belongs to a
+//! group that is a query is asked whenever it is needed: nothing has to be kept up to date.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use device::id::DeviceId;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use storage::layout;
+use thiserror::Error;
+
+use crate::project::write_new;
+
+/// Most groups.
+const MAX_GROUPS: usize = 10_000;
+/// Most devices in a list.
+const MAX_LISTED: usize = 1_000_000;
+/// Longest name, in bytes.
+const MAX_NAME: usize = 128;
+/// Longest query, in bytes.
+const MAX_SQL: usize = 16 << 10;
+
+const VERSION: u32 = 1;
+
+/// Who belongs to a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Members {
+    /// These devices.
+    Devices(Vec<String>),
+    /// The devices in the column `device` of this query's result.
+    Sql(String),
+}
+
+/// Why groups cannot be read or changed.
+#[derive(Debug, Error)]
+pub enum GroupError {
+    /// The file.
+    #[error("{path}: {message}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// What was asked for cannot be.
+    #[error("{0}")]
+    Bad(String),
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    groups: BTreeMap<String, Members>,
+}
+
+/// All groups.
+#[derive(Debug)]
+pub struct Groups {
+    path: PathBuf,
+    all: Mutex<BTreeMap<String, Members>>,
+}
+
+impl Groups {
+    /// The groups of a data directory.
+    pub fn open(data: &Path) -> Result<Self, GroupError> {
+        let path = data.join(layout::registry("groups", "groups.json"));
+        let failed = |message: String| GroupError::File { path: path.clone(), message };
+        let all = match std::fs::read(&path) {
+            Ok(bytes) => {
+                let stored: Stored = serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string()))?;
+                if stored.version != VERSION {
+                    let found = stored.version;
+                    let text = format!(
+                        "format {found} is not the one that this weir knows, {VERSION}: run the weir that wrote it"
+                    );
+                    return Err(failed(text));
+                }
+                stored.groups
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(failed(error.to_string())),
+        };
+        Ok(Self { path, all: Mutex::new(all) })
+    }
+
+    /// Every group.
+    pub fn all(&self) -> BTreeMap<String, Members> {
+        self.all.lock().clone()
+    }
+
+    /// One group.
+    pub fn get(&self, name: &str) -> Option<Members> {
+        self.all.lock().get(name).cloned()
+    }
+
+    /// Makes or replaces a group; `None` removes it. Durable when this returns. False: there was none to remove.
+    pub fn set(&self, name: &str, members: Option<Members>) -> Result<bool, GroupError> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(fits) {
+            let text =
+                format!("{name:?} cannot be the name of a group: up to {MAX_NAME} letters, digits, `-`, `_`, `.`");
+            return Err(GroupError::Bad(text));
+        }
+        match &members {
+            Some(Members::Devices(devices)) => {
+                if devices.len() > MAX_LISTED {
+                    return Err(GroupError::Bad(format!("a group lists at most {MAX_LISTED} devices")));
+                }
+                for device in devices {
+                    DeviceId::new(device).map_err(|error| GroupError::Bad(format!("device {device:?}: {error}")))?;
+                }
+            }
+            Some(Members::Sql(sql)) if sql.len() > MAX_SQL => {
+                return Err(GroupError::Bad(format!("the query of a group has at most {MAX_SQL} bytes")));
+            }
+            Some(Members::Sql(_)) | None => {}
+        }
+        let mut all = self.all.lock();
+        let mut changed = all.clone();
+        let there = match members {
+            Some(members) => {
+                changed.insert(name.to_owned(), members);
+                true
+            }
+            None => changed.remove(name).is_some(),
+        };
+        if changed.len() > MAX_GROUPS {
+            return Err(GroupError::Bad(format!("there are {MAX_GROUPS} groups already")));
+        }
+        let stored = Stored { version: VERSION, groups: changed };
+        let failed = |message: String| GroupError::File { path: self.path.clone(), message };
+        let bytes = serde_json::to_vec(&stored).map_err(|error| failed(error.to_string()))?;
+        if let Some(folder) = self.path.parent() {
+            std::fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
+        }
+        write_new(&self.path, &bytes).map_err(|error| failed(error.to_string()))?;
+        *all = stored.groups;
+        Ok(there)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_outlive_the_process_and_bad_ones_are_refused() {
+        let data = tempfile::tempdir().unwrap();
+        let groups = Groups::open(data.path()).unwrap();
+        let list = Members::Devices(vec!["a".into(), "b".into()]);
+        assert!(groups.set("line-1", Some(list.clone())).unwrap());
+        assert!(groups.set("old", Some(Members::Sql("SELECT device FROM devices".into()))).unwrap());
+        assert!(groups.set("old", None).unwrap());
+        assert!(!groups.set("old", None).unwrap());
+        for (name, members, part) in [
+            ("a b", list.clone(), "name of a group"),
+            ("a", Members::Devices(vec!["a b".into()]), "device \"a b\""),
+            ("a", Members::Sql("x".repeat(MAX_SQL + 1)), "at most"),
+        ] {
+            let error = groups.set(name, Some(members)).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let again = Groups::open(data.path()).unwrap();
+        assert_eq!((again.all().len(), again.get("line-1")), (1, Some(list)));
+        std::fs::write(&again.path, br#"{"version": 2, "groups": {}}"#).unwrap();
+        assert!(Groups::open(data.path()).unwrap_err().to_string().contains("format 2"));
+        let golden = br#"{"version":1,"groups":{"a":{"devices":["x"]},"b":{"sql":"SELECT 1"}}}"#;
+        std::fs::write(&again.path, golden).unwrap();
+        let read = Groups::open(data.path()).unwrap();
+        assert_eq!(serde_json::to_vec(&Stored { version: VERSION, groups: read.all() }).unwrap(), golden);
+    }
+}
