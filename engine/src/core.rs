@@ -13,6 +13,7 @@ use actors::committer::{BarrierPolicy, Work};
 use actors::message::Downlink;
 use actors::metrics::Metrics;
 use actors::node::Node;
+use alerts::Keeper;
 use bytes::Bytes;
 use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
@@ -34,6 +35,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::holds::Holds;
+use crate::notify::{self, Ear};
 use crate::opener::{Opened, Opener};
 use crate::peers;
 use crate::project::{Loaded, ProjectError, Registry};
@@ -68,6 +70,9 @@ pub enum CoreError {
     /// The pipeline project.
     #[error("{0}")]
     Project(#[from] ProjectError),
+    /// What is known of alerts and their messages.
+    #[error("{0}")]
+    Alerts(#[from] alerts::KeepError),
     /// A file of the data directory.
     #[error("{path}: {message}")]
     File {
@@ -91,6 +96,8 @@ pub struct Core {
     pub tables: Arc<TableStore>,
     /// Who needs which times of them.
     pub holds: Arc<Holds>,
+    /// Who is told of incidents.
+    pub desk: Arc<Keeper>,
     /// The project that counts, and its streams.
     project: RwLock<(Arc<Project>, Arc<Catalog>)>,
     registry: Arc<Registry>,
@@ -144,6 +151,7 @@ impl Core {
         }
         let registry = Arc::new(Registry::new(project_file(&root)));
         let peers = Arc::new(peers::Local::default());
+        let desk = Arc::new(Keeper::open(log.clone())?);
         let opener = Opener {
             projects: {
                 let registry = registry.clone();
@@ -158,6 +166,7 @@ impl Core {
             shards,
             peers: peers.clone(),
             shadow_rules: Arc::new(config.shadow.rules().map_err(|error| CoreError::Other(error.to_string()))?),
+            listener: Arc::new(Ear { keeper: desk.clone(), clock: clock.clone() }),
         };
 
         schemas::allowed(&schemas::known(&root)?, &loaded.project, &loaded.files)?;
@@ -201,6 +210,7 @@ impl Core {
             statuses,
             tables: Arc::new(TableStore::open(store)),
             holds: Arc::default(),
+            desk,
             project: RwLock::new((project, catalog)),
             registry,
             root,
@@ -313,6 +323,7 @@ impl Core {
         let redecoding = tokio::spawn(redecode(self.node.shards().to_vec(), self.statuses.clone()));
         std::mem::replace(&mut *self.redecoding.lock(), redecoding).abort();
         self.review_alerts();
+        self.desk.with(|desk| notify::warn_unreached(&self.project(), desk.settings()));
         Ok(true)
     }
 

@@ -121,11 +121,6 @@ fn options(file: &str, head: &AlertHead, found: &mut Vec<Diagnostic>) -> Rule {
     let labels = labels.map(|(setting, text)| (setting, ladder::labels(text)));
     let ladder = ladder.and_then(|(s, r)| r.map_err(|(message, help)| options.wrong(s, message, help)).ok());
     let labels = labels.and_then(|(s, r)| r.map_err(|(message, help)| options.wrong(s, message, help)).ok());
-    if let Some(setting) = head.options.iter().find(|setting| setting.name == "escalate") {
-        let message = "this version tells by its log and by rows of `_alerts`; it sends no messages yet";
-        let help = "read what is due with SELECT * FROM _alerts WHERE event = 'told'";
-        found.push(Diagnostic::warning(code::NOT_YET, file, setting.name_span, message).help(help));
-    }
     if let Some(setting) = options.take("group_by") {
         found.push(
             Diagnostic::error(code::NOT_YET, file, setting.name_span, "this version tells of each incident by itself")
