@@ -145,19 +145,20 @@ impl Engine {
         drop(self);
     }
 
-    /// Publishes a temperature of each device, and returns when all are acknowledged, or the engine has gone.
+    /// Publishes a temperature of each pump, and returns when all are acknowledged, or the engine has gone.
     fn publish(&self, temperature: f64) {
-        let _ = self.try_publish(temperature);
+        let pumps: Vec<String> = (0..DEVICES).map(|device| format!("pump-{device}")).collect();
+        let _ = self.try_publish(&pumps, temperature);
     }
 
-    fn try_publish(&self, temperature: f64) -> std::io::Result<()> {
+    fn try_publish(&self, devices: &[String], temperature: f64) -> std::io::Result<()> {
         let mut stream = TcpStream::connect(&self.mqtt)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         stream.write_all(b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04test")?;
         stream.read_exact(&mut [0; 4])?;
-        for device in 0..DEVICES {
+        for (number, device) in (1u8..).zip(devices) {
             let now = engine::clock::now().0;
-            let topic = format!("devices/pump-{device}/telemetry");
+            let topic = format!("devices/{device}/telemetry");
             let payload = format!("{{\"ts\":{now},\"temperature\":{temperature}}}");
             let length = 2 + topic.len() + 2 + payload.len();
             let mut packet = vec![0x32];
@@ -167,11 +168,11 @@ impl Engine {
             }
             packet.extend((topic.len() as u16).to_be_bytes());
             packet.extend(topic.as_bytes());
-            packet.extend([0, device as u8 + 1]);
+            packet.extend([0, number]);
             packet.extend(payload.as_bytes());
             stream.write_all(&packet)?;
         }
-        stream.read_exact(&mut [0; 4 * DEVICES])
+        stream.read_exact(&mut vec![0; 4 * devices.len()])
     }
 
     fn request(&self, method: &str, path: &str, body: &str) -> std::io::Result<serde_json::Value> {
@@ -197,6 +198,53 @@ impl Engine {
         let reached = rows.filter(|row| text(row, "told").split(", ").any(|to| to != "nobody"));
         reached.map(|row| format!("{}-{}-ops", text(row, "incident"), row["number"])).collect()
     }
+}
+
+/// `weir alerts`, and whether it succeeded.
+fn weir_alerts(engine: &Engine, arguments: &[&str]) -> (String, bool) {
+    let url = format!("http://{}", engine.http);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let done = command.arg("alerts").args(arguments).args(["--url", &url]).output().unwrap();
+    let text = [done.stdout, done.stderr].concat();
+    (String::from_utf8(text).unwrap(), done.status.success())
+}
+
+/// Waits until it holds.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A silence outlives a kill; what still fires at its end is told of then.
+fn silences_outlive_a_kill(folder: &Path, engine: Engine, receiver: &Receiver) -> Engine {
+    let silence = ["silence", "device=~valve-.*", "--for", "12s", "--by", "ann", "--reason", "repair"];
+    let (said, ok) = weir_alerts(&engine, &silence);
+    let ends = Instant::now() + Duration::from_secs(12);
+    assert!(ok && said.starts_with("s1: nobody is told where device=~valve-.*"), "{said}");
+    engine.kill();
+    let engine = Engine::start(folder);
+    let listed = engine.request("GET", "/v1/alerts/silences", "").unwrap();
+    assert_eq!((&listed["silences"][0]["author"], &listed["silences"][0]["active"]), (&"ann".into(), &true.into()));
+    engine.try_publish(&["valve-1".to_owned()], 90.0).unwrap();
+    let of_valve = || {
+        let messages = receiver.messages.lock().unwrap();
+        messages.values().filter(|(json, _)| json["device"] == "valve-1").count()
+    };
+    until("it fires", || {
+        let listed = engine.request("GET", "/v1/alerts?device=valve-1", "").unwrap();
+        let alert = &listed["alerts"][0];
+        assert!(alert.is_null() || Instant::now() > ends || alert["muted_by"] == "silence s1", "{alert}");
+        alert["state"] == "firing"
+    });
+    assert_eq!(of_valve(), 0, "nobody is told during a silence");
+    until("the silence ends", || of_valve() > 0);
+    assert!(Instant::now() >= ends - Duration::from_millis(100), "not before");
+    let (said, ok) = weir_alerts(&engine, &["unsilence", "s1"]);
+    assert!(!ok && said.contains("there is no silence"), "{said}");
+    engine
 }
 
 fn log_of(folder: &Path) -> String {
@@ -274,6 +322,15 @@ fn each_message_counts_once_through_kills() {
     let lost = 3 * DEVICES;
     assert!(repeats <= kills * 4 + lost, "{repeats} repeats in {} messages", messages.len());
     println!("{} messages, {repeats} repeats, {kills} kills", messages.len());
+
+    let engine = silences_outlive_a_kill(folder, engine, &receiver);
+    // What the rules would have done is what they did.
+    std::fs::write(folder.join("other.sql"), PROJECT.replace("temperature > 80", "temperature > 91")).unwrap();
+    let [rules, other] = ["pipelines", "other.sql"].map(|name| folder.join(name).to_string_lossy().into_owned());
+    let (said, ok) = weir_alerts(&engine, &["replay", &rules]);
+    assert!(ok && said.contains("hot: ") && said.contains("hot of valve-1  critical value 90 tells oncall"), "{said}");
+    let (said, ok) = weir_alerts(&engine, &["replay", &other, "--against", &rules, "--device", "valve-1"]);
+    assert!(ok && said.contains("no incidents\n1 differences\n- "), "{said}");
 
     // The deaf receiver costs its own messages only, and they still wait.
     let channels = engine.request("GET", "/v1/alerts/channels", "").unwrap();

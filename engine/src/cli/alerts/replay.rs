@@ -8,7 +8,7 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{
     DataType, Float32Type, Float64Type, Int64Type, SchemaRef, TimestampNanosecondType, UInt32Type, UInt64Type,
 };
-use device::alert::{Row, Rules};
+use device::alert::{Row, Rules, SLACK};
 use device::schema::{StreamIndex, Value};
 use device::time::Timestamp;
 use serde::Serialize;
@@ -157,7 +157,8 @@ async fn run(session: &Session, path: &Path, span: &Span) -> Result<(usize, u64,
         let bounds = format!("SELECT max(ts_ingest) AS ts_ingest FROM {name}{}", span.filter(&span.devices));
         let end =
             session.run(&bounds).await?.batches.iter().flat_map(|batch| times(batch, "ts_ingest")).flatten().max();
-        let end = Timestamp(end.unwrap_or(0)).max(span.to.unwrap_or_default());
+        // The last records wait for later ones for so long.
+        let end = Timestamp(end.unwrap_or(0)).plus(SLACK).max(span.to.unwrap_or_default());
         let list = format!("SELECT DISTINCT device FROM {name}{} ORDER BY device", span.filter(&span.devices));
         let devices = texts(&session.run(&list).await?.batches)?;
         for some in devices.chunks(TOGETHER) {
