@@ -213,6 +213,8 @@ impl Case {
             at: now,
             value: self.value,
             labels: self.labels.clone(),
+            members: Vec::new(),
+            more: 0,
             storm: None,
         }
     }

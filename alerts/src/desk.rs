@@ -3,6 +3,7 @@
 //! What happens goes in with its time, and the same history makes the same messages with the same numbers and keys. So a
 //! desk that is made again from what was written down sends what was not accepted yet, and nothing else.
 
+mod groups;
 mod unrest;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::case::{Case, Rung, Whom};
 use crate::change::{Change, What};
 use crate::flap::Flap;
+use crate::group::{Group, News};
 use crate::inhibit::Sources;
 use crate::matcher::Facts;
 use crate::message::{About, Message};
@@ -105,6 +107,9 @@ pub struct Desk {
     /// By device and rule.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     flaps: BTreeMap<String, Flap>,
+    /// By what their incidents have in common.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    groups: BTreeMap<String, Group>,
     /// By group.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     storms: BTreeMap<String, Storm>,
@@ -174,6 +179,7 @@ impl Desk {
         }
         self.settle(now, &mut out);
         self.calm(now, &mut out);
+        self.flush(now, &mut out);
         if all {
             touched = self.cases.keys().cloned().collect();
         }
@@ -207,7 +213,7 @@ impl Desk {
         }
         let flaps = self.flaps.get(&key).is_some_and(Flap::flaps);
         if is_new && turns && !change.past {
-            let group = change.rule.clone();
+            let group = group_of(&self.settings, case);
             if self.storms.entry(group.clone()).or_default().note(now, &group, &change.device) {
                 case.storm = Some(group);
             }
@@ -240,7 +246,13 @@ impl Desk {
         out: &mut Vec<Effect>,
     ) {
         let Some(case) = self.cases.get(incident) else { return };
-        for channel in channels.iter().filter(|channel| self.settings.channels.contains(*channel)) {
+        let together = about == About::Resolved && self.settings.groups.contains_key(&case.rule);
+        for channel in channels.intersection(&self.settings.channels.clone()) {
+            if together {
+                self.together(now, incident, channel, News { about, step, to: None });
+                continue;
+            }
+            let Some(case) = self.cases.get(incident) else { return };
             let message = case.message(incident, about, step, channel, now);
             post(&mut self.outbox, &mut self.last_message, message);
         }
@@ -272,6 +284,10 @@ impl Desk {
                 let Some(case) = self.cases.get_mut(incident) else { return };
                 case.paged.insert(channel.clone());
                 if let Some(about) = about {
+                    if about != About::Flapping && self.settings.groups.contains_key(&case.rule) {
+                        self.together(now, incident, &channel, News { about, step, to: to.clone() });
+                        continue;
+                    }
                     let message = case.message(incident, about, step, &channel, now);
                     post(&mut self.outbox, &mut self.last_message, Message { to: to.clone(), ..message });
                 }
@@ -315,6 +331,7 @@ impl Desk {
             case.paged.retain(|channel| channels.contains(channel));
             case.ended.retain(|channel| channels.contains(channel));
         }
+        self.groups.values_mut().for_each(|group| group.keep(channels));
         self.flaps.values_mut().for_each(|flap| flap.informed.retain(|channel| channels.contains(channel)));
     }
 
@@ -327,6 +344,8 @@ impl Desk {
         let starts = self.silences.values().map(|silence| silence.start).filter(|start| *start > self.now);
         let flaps = self.flaps.values().filter_map(Flap::due);
         let storms = self.storms.values().filter_map(Storm::due);
+        let groups = self.groups.values().filter_map(Group::due);
+        let cases = cases.chain(groups);
         cases.chain(ages).chain(ends).chain(starts).chain(flaps).chain(storms).min()
     }
 
@@ -390,6 +409,11 @@ impl Desk {
         self.outbox.get(channel)?.get(&number)
     }
 
+    /// The time of what happened last.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
     /// Messages by channel.
     pub fn counts(&self) -> BTreeMap<String, Counts> {
         let of = |queue: &BTreeMap<u64, Message>| Counts {
@@ -399,6 +423,13 @@ impl Desk {
         let empty = self.settings.channels.iter().map(|channel| (channel.clone(), Counts::default()));
         empty.chain(self.outbox.iter().map(|(channel, queue)| (channel.clone(), of(queue)))).collect()
     }
+}
+
+/// What an incident has in common with those that it is told of together with.
+fn group_of(settings: &Settings, case: &Case) -> String {
+    let Some(names) = settings.groups.get(&case.rule) else { return case.rule.clone() };
+    let facts = case.facts();
+    names.iter().map(|name| format!("{name}={}", facts.get(name))).collect::<Vec<_>>().join(",")
 }
 
 fn lane(device: &str, rule: &str) -> String {

@@ -5,6 +5,7 @@
 //! - `settings`: who is reached by which channel.
 //! - `case`: one incident and those who were told of it. `desk`: all of them, and the messages on their way (the outbox).
 //! - `flap`: alerts that come and go. `inhibit`: incidents that make others not worth telling.
+//! - `group`: what is told together.
 //! - `storm`: so many at once that they are one.
 //! - `message`: what is sent.
 //! - `courier`: when a message to one channel is tried, and when again.
@@ -20,6 +21,7 @@ mod compare;
 mod courier;
 mod desk;
 mod flap;
+mod group;
 mod inhibit;
 mod keeper;
 mod matcher;
@@ -39,7 +41,7 @@ pub use desk::{Counts, Desk, Effect, Happening};
 pub use inhibit::Inhibit;
 pub use keeper::{DESK, KeepError, Keeper, Wake};
 pub use matcher::{Facts, Labels, Matcher};
-pub use message::{About, Message};
+pub use message::{About, Member, Message};
 pub use rerun::{Incident, Rerun};
 pub use settings::Settings;
 pub use silence::{MAX_SILENCE, MAX_SILENCES, MutedBy, Silence, SilenceError, SilenceId};

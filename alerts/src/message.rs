@@ -75,9 +75,44 @@ pub struct Message {
     /// Labels of the rule.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// Of a group: what happened to its incidents.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<Member>,
+    /// How many more there are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more: usize,
     /// Of a storm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storm: Option<StormFacts>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// An incident of a group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Member {
+    /// What is told of it.
+    pub about: About,
+    /// The incident.
+    pub incident: String,
+    /// The rule.
+    pub rule: String,
+    /// The device.
+    pub device: String,
+    /// `firing`, `no_data` or `ok`.
+    pub state: String,
+    /// Its severity.
+    pub severity: String,
+    /// When it began, RFC 3339.
+    pub since: String,
+    /// The last reading that changed something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
+    /// Whom the ladder tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
 }
 
 /// A message as receivers read it.
@@ -99,6 +134,10 @@ struct Payload<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<f64>,
     labels: &'a Labels,
+    #[serde(skip_serializing_if = "<[Member]>::is_empty")]
+    members: &'a [Member],
+    #[serde(skip_serializing_if = "is_zero")]
+    more: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     storm: Option<StormPayload<'a>>,
     text: String,
@@ -126,6 +165,9 @@ impl Message {
         let value = self.value.map_or(String::new(), |value| format!(", value {value}"));
         let severity = if severity.is_empty() { String::new() } else { format!(" ({severity})") };
         let since = shown(self.since);
+        if !self.members.is_empty() {
+            return self.group_text();
+        }
         let storm = self.storm.as_ref().map_or(String::new(), |storm| {
             let StormFacts { count, devices, open, .. } = storm;
             format!("{count} incidents since {since}, {open} of them open, first of all {}", devices.join(", "))
@@ -140,6 +182,21 @@ impl Message {
             }
             About::Page => format!("{rule}{severity} of {device}: {state} since {since}{value}"),
         }
+    }
+
+    fn group_text(&self) -> String {
+        let named = self.members.iter().take(10).map(|member| {
+            let Member { rule, device, state, severity, .. } = member;
+            format!("{rule} ({severity}) of {device} {}", if state == "ok" { "is over" } else { state })
+        });
+        let named: Vec<String> = named.collect();
+        let more = match (self.members.len() + self.more).saturating_sub(named.len()) {
+            0 => String::new(),
+            more => format!(", and {more} more"),
+        };
+        let labels = self.labels.0.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(", ");
+        let labels = if labels.is_empty() { String::new() } else { format!("{labels}: ") };
+        format!("{labels}{}{more}", named.join("; "))
     }
 
     /// As JSON.
@@ -159,6 +216,8 @@ impl Message {
             at: shown(self.at),
             value: self.value,
             labels: &self.labels,
+            members: &self.members,
+            more: self.more,
             storm: self.storm.as_ref().map(|storm| StormPayload {
                 count: storm.count,
                 devices: &storm.devices,

@@ -323,7 +323,7 @@ impl Core {
         let redecoding = tokio::spawn(redecode(self.node.shards().to_vec(), self.statuses.clone()));
         std::mem::replace(&mut *self.redecoding.lock(), redecoding).abort();
         self.review_alerts();
-        self.desk.with(|desk| notify::warn_unreached(&self.project(), desk.settings()));
+        notify::adopt(&self.desk, &self.project());
         Ok(true)
     }
 

@@ -74,7 +74,7 @@ impl Engine {
         let books = Arc::new(Books::new(core.clone(), gateway.metrics()));
         tokio::spawn(compare(books.clone(), stop.clone()));
         let told = Arc::new(notify::Report::default());
-        let settings = config.alerts.settings();
+        let settings = config.alerts.settings(&core.project());
         notify::warn_unreached(&core.project(), &settings);
         if core.desk.with(|desk| *desk.settings() != settings) {
             core.desk.happen(clock(), Happening::Settings(settings));

@@ -67,7 +67,9 @@ impl Desk {
         let (id, since) = storm.id()?;
         let mut open = 0;
         let mut severity = "";
-        for case in self.cases.values().filter(|case| case.is_open() && case.rule == group) {
+        let mut rule = "";
+        for case in self.cases.values().filter(|case| case.is_open() && self.group_of(case) == group) {
+            rule = &case.rule;
             open += 1;
             severity = &case.severity;
         }
@@ -79,7 +81,7 @@ impl Desk {
             incident: id.to_owned(),
             step: if about == About::Storm { 1 } else { 2 },
             to: None,
-            rule: group.to_owned(),
+            rule: rule.to_owned(),
             device: String::new(),
             state: if about == About::Storm { "firing" } else { "ok" }.to_owned(),
             severity: severity.to_owned(),
@@ -87,6 +89,8 @@ impl Desk {
             at: now,
             value: None,
             labels: Default::default(),
+            members: Vec::new(),
+            more: 0,
             storm,
         })
     }

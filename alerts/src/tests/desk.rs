@@ -205,6 +205,47 @@ fn a_storm_is_told_once_and_once_that_it_is_over() {
 }
 
 #[test]
+fn a_group_is_told_of_together_at_first_then_at_intervals_and_again_while_it_goes_on() {
+    let groups = [("hot".to_owned(), vec!["team".to_owned()])].into();
+    let mut script = Script::with(Settings { groups, ..settings() });
+    assert!(
+        script.hear(1, vec![change(1, 1, 1, What::Fired), told(1, 2, 1, "oncall"), told(2, 1, 1, "oncall")]).is_empty()
+    );
+    // It comes and goes before anybody hears of it.
+    script.hear(5, vec![told(3, 1, 5, "oncall")]);
+    script.hear(6, vec![change(3, 2, 6, What::Over)]);
+    script.hear(20, vec![told(4, 1, 20, "lead")]);
+    assert_eq!(script.until(60).len(), 2);
+    let message = |script: &Script, channel: &str| script.desk.outbox(channel, 0).last().unwrap().clone();
+    let members = |message: &Message| -> Vec<String> {
+        message.members.iter().map(|member| format!("{} {}", member.device, member.state)).collect()
+    };
+    let (a, b) = (message(&script, "a"), message(&script, "b"));
+    assert_eq!(
+        (members(&a), members(&b)),
+        (vec!["d1 firing".into(), "d2 firing".into(), "d4 firing".into()], vec!["d4 firing".to_owned()])
+    );
+    assert_eq!((a.at, b.at, a.rule.as_str(), a.device.as_str()), (at(31), at(50), "hot", ""));
+    assert!(a.text().starts_with("team=plant: hot (warning) of d1 firing; "), "{}", a.text());
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&a.json()).unwrap()["members"][2]["to"], "lead");
+    // News within five minutes of the last wait for their end.
+    script.hear(100, vec![change(1, 3, 100, What::Over), told(5, 1, 100, "oncall")]);
+    assert_eq!(script.until(1000).len(), 1);
+    let third = message(&script, "a");
+    assert_eq!((third.at, members(&third)), (at(331), vec!["d5 firing".to_owned(), "d1 ok".to_owned()]));
+    assert_ne!((a.key(), third.key()), (third.key(), a.key()));
+    // What goes on is said again after four hours, but for what somebody takes care of.
+    script.hear(2000, vec![change(2, 9, 2000, What::Acknowledged)]);
+    assert_eq!(script.until(331 + 4 * 3600 + 1).len(), 2);
+    assert_eq!(members(&message(&script, "a")), ["d4 firing", "d5 firing"]);
+    let over = [2, 4, 5].map(|incident| change(incident, 20, 20_000, What::Over));
+    assert_eq!(script.hear(20_000, over.to_vec()).len(), 2, "at once, since the last message is long ago");
+    let last = message(&script, "a");
+    assert_eq!((last.about.as_str(), members(&last).len()), ("resolved", 3));
+    assert!(script.until(100_000).is_empty(), "the group is over");
+}
+
+#[test]
 fn an_incident_makes_others_not_worth_telling_while_it_is_open() {
     let matchers = |text: &str| vec![Matcher::parse(text).unwrap()];
     let inhibit =

@@ -20,6 +20,15 @@ pub struct AlertsConfig {
     pub max_age: Duration,
     /// Most messages of one channel that wait for its receiver; the oldest of more are given up.
     pub max_waiting: usize,
+    /// How long the first news of a group wait for more.
+    #[serde(with = "duration")]
+    pub group_wait: Duration,
+    /// How long later ones wait.
+    #[serde(with = "duration")]
+    pub group_interval: Duration,
+    /// After how long it is said again what goes on in a group.
+    #[serde(with = "duration")]
+    pub repeat: Duration,
     /// Ways to receivers.
     pub channels: Vec<ChannelConfig>,
     /// Whom the names in `escalate = '..'` stand for: names of channels.
@@ -34,6 +43,9 @@ impl Default for AlertsConfig {
         Self {
             max_age: Duration::from_secs(86_400),
             max_waiting: 10_000,
+            group_wait: Duration::from_secs(30),
+            group_interval: Duration::from_secs(300),
+            repeat: Duration::from_secs(4 * 3600),
             channels: Vec::new(),
             people: BTreeMap::new(),
             inhibit: Vec::new(),
@@ -129,12 +141,17 @@ impl<'de> Deserialize<'de> for Secret {
 
 impl AlertsConfig {
     /// What decides who is told.
-    pub fn settings(&self) -> alerts::Settings {
+    pub fn settings(&self, project: &sql::Project) -> alerts::Settings {
+        let ns = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
         alerts::Settings {
+            groups: project.groups(),
+            group_wait_ns: ns(self.group_wait),
+            group_interval_ns: ns(self.group_interval),
+            repeat_ns: ns(self.repeat),
             channels: self.channels.iter().map(|channel| channel.name.clone()).collect(),
             people: self.people.clone(),
             inhibit: self.inhibit.clone(),
-            max_age_ns: i64::try_from(self.max_age.as_nanos()).unwrap_or(i64::MAX),
+            max_age_ns: ns(self.max_age),
             max_waiting: self.max_waiting,
         }
     }
@@ -146,6 +163,10 @@ impl AlertsConfig {
         }
         if !(1..=1_000_000).contains(&self.max_waiting) {
             return wrong("alerts.max_waiting", "must be from 1 to 1000000".to_owned());
+        }
+        if self.group_interval.is_zero() || self.repeat < Duration::from_secs(60) {
+            let message = "alerts.group_interval has to be longer than nothing, and alerts.repeat at least \"1m\"";
+            return wrong("alerts.repeat", message.to_owned());
         }
         let mut names = BTreeSet::new();
         for channel in &self.channels {
@@ -271,13 +292,17 @@ oncall = ["ops", "file"]
     fn channels_and_people_are_read_and_secrets_are_not_shown() {
         let alerts = read(GOOD).unwrap();
         assert_eq!(alerts.channels[0].secret.as_ref().unwrap().reveal(), "s3cret-value");
-        let settings = alerts.settings();
+        let settings = alerts.settings(&sql::Project::empty());
         assert_eq!(settings.reach("oncall").collect::<Vec<_>>(), ["file", "ops"]);
         assert!(!settings.reaches("lead") && settings.max_age_ns == 7200 * 1_000_000_000);
         let shown = toml::to_string(&toml::from_str::<Config>(GOOD).unwrap()).unwrap();
         assert!(shown.contains("(hidden)") && !shown.contains("s3cret"), "{shown}");
         assert!(!format!("{alerts:?}").contains("s3cret"));
-        assert_eq!(read(&shown).unwrap().settings(), settings, "the effective configuration reads back");
+        assert_eq!(
+            read(&shown).unwrap().settings(&sql::Project::empty()),
+            settings,
+            "the effective configuration reads back"
+        );
     }
 
     #[test]

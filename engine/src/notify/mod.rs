@@ -256,6 +256,16 @@ pub fn warn_unreached(project: &sql::Project, settings: &alerts::Settings) {
     }
 }
 
+/// Another version of the project counts: its rules may be grouped otherwise.
+pub fn adopt(keeper: &Keeper, project: &sql::Project) {
+    let (settings, now) = keeper.with(|desk| (desk.settings().clone(), desk.now()));
+    warn_unreached(project, &settings);
+    let groups = project.groups();
+    if settings.groups != groups {
+        keeper.happen(now, Happening::Settings(alerts::Settings { groups, ..settings }));
+    }
+}
+
 /// The time, for reports.
 fn text(time: Option<Timestamp>) -> Option<String> {
     time.map(alerts::shown)
