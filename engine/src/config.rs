@@ -1,5 +1,7 @@
 //! The configuration of `weir run`: defaults, then the file, then `WEIR_*` variables, then flags.
 
+mod alerts;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::gateway;
+pub use alerts::{AlertsConfig, ChannelConfig, ChannelKind, Secret};
 
 /// What is wrong with a configuration. Ends the program with status 2.
 #[derive(Debug, Error)]
@@ -60,6 +63,8 @@ pub struct Config {
     pub pipelines: PipelinesConfig,
     /// What devices are wanted to be, and what they say they are.
     pub shadow: ShadowConfig,
+    /// Who is told of incidents.
+    pub alerts: AlertsConfig,
     /// Bounds.
     pub limits: LimitsConfig,
 }
@@ -354,6 +359,7 @@ impl Config {
         }
         self.tables.validate()?;
         self.shadow.rules()?;
+        self.alerts.validate()?;
         if self.limits.in_flight < 1 << 20 {
             return Err(ConfigError::Value { key: "limits.in_flight", message: "must be at least 1 MiB".into() });
         }

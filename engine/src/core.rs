@@ -13,6 +13,7 @@ use actors::committer::{BarrierPolicy, Work};
 use actors::message::Downlink;
 use actors::metrics::Metrics;
 use actors::node::Node;
+use alerts::Keeper;
 use bytes::Bytes;
 use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
@@ -35,6 +36,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::groups::Groups;
 use crate::holds::Holds;
+use crate::notify::{self, Ear};
 use crate::opener::{Opened, Opener};
 use crate::peers;
 use crate::project::{Loaded, ProjectError, Registry};
@@ -69,6 +71,9 @@ pub enum CoreError {
     /// The pipeline project.
     #[error("{0}")]
     Project(#[from] ProjectError),
+    /// What is known of alerts and their messages.
+    #[error("{0}")]
+    Alerts(#[from] alerts::KeepError),
     /// A file of the data directory.
     #[error("{path}: {message}")]
     File {
@@ -92,6 +97,8 @@ pub struct Core {
     pub tables: Arc<TableStore>,
     /// Who needs which times of them.
     pub holds: Arc<Holds>,
+    /// Who is told of incidents.
+    pub desk: Arc<Keeper>,
     /// The project that counts, and its streams.
     project: RwLock<(Arc<Project>, Arc<Catalog>)>,
     /// Groups of devices.
@@ -147,6 +154,7 @@ impl Core {
         }
         let registry = Arc::new(Registry::new(project_file(&root)));
         let peers = Arc::new(peers::Local::default());
+        let desk = Arc::new(Keeper::open(log.clone())?);
         let opener = Opener {
             projects: {
                 let registry = registry.clone();
@@ -161,6 +169,7 @@ impl Core {
             shards,
             peers: peers.clone(),
             shadow_rules: Arc::new(config.shadow.rules().map_err(|error| CoreError::Other(error.to_string()))?),
+            listener: Arc::new(Ear { keeper: desk.clone(), clock: clock.clone() }),
         };
 
         schemas::allowed(&schemas::known(&root)?, &loaded.project, &loaded.files)?;
@@ -204,6 +213,7 @@ impl Core {
             statuses,
             tables: Arc::new(TableStore::open(store)),
             holds: Arc::default(),
+            desk,
             project: RwLock::new((project, catalog)),
             groups: Groups::open(&root).map_err(|error| CoreError::Other(error.to_string()))?,
             registry,
@@ -317,6 +327,7 @@ impl Core {
         let redecoding = tokio::spawn(redecode(self.node.shards().to_vec(), self.statuses.clone()));
         std::mem::replace(&mut *self.redecoding.lock(), redecoding).abort();
         self.review_alerts();
+        notify::adopt(&self.desk, &self.project());
         Ok(true)
     }
 

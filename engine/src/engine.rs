@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use alerts::Happening;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +16,7 @@ use crate::gateway::{Gateway, GatewayConfig, Hub, Limits};
 use crate::housekeeping;
 use crate::http::{self, Api};
 use crate::ledger::{self, Books};
+use crate::notify::{self, Channels};
 use crate::project::Loaded;
 use crate::query::{self, Bounds};
 use crate::repair::Repairs;
@@ -30,6 +32,7 @@ pub struct Engine {
     books: Arc<Books>,
     listeners: Vec<(&'static str, SocketAddr)>,
     http: Option<JoinHandle<std::io::Result<()>>>,
+    notifying: JoinHandle<()>,
     stop: CancellationToken,
 }
 
@@ -62,6 +65,7 @@ impl Engine {
             ..Limits::default()
         };
         let hub = Hub::new(limits);
+        let channels = Channels::new(&config.alerts, &hub).map_err(|e| CoreError::Other(e.to_string()))?;
         let core = Arc::new(Core::open(config, loaded, clock.clone(), hub.clone()).await?);
         let listeners = GatewayConfig { plain: config.mqtt.plain, tls };
         let gateway = Gateway::start(listeners, hub, core.node.clone(), clock.clone(), Arc::new(rand::random::<u64>))
@@ -69,6 +73,14 @@ impl Engine {
         let stop = CancellationToken::new();
         let books = Arc::new(Books::new(core.clone(), gateway.metrics()));
         tokio::spawn(compare(books.clone(), stop.clone()));
+        let told = Arc::new(notify::Report::default());
+        let settings = config.alerts.settings(&core.project());
+        notify::warn_unreached(&core.project(), &settings);
+        if core.desk.with(|desk| *desk.settings() != settings) {
+            core.desk.happen(clock(), Happening::Settings(settings));
+        }
+        let notifying = notify::run(core.desk.clone(), channels, told.clone(), clock.clone(), stop.clone());
+        let notifying = tokio::spawn(notifying);
         let report = Arc::new(housekeeping::Report::default());
         let keep = (core.clone(), config.tables.clone(), report.clone(), clock.clone(), stop.clone());
         tokio::spawn(housekeeping::keep(keep.0, keep.1, keep.2, keep.3, keep.4));
@@ -96,6 +108,8 @@ impl Engine {
                     books: books.clone(),
                     deployments,
                     housekeeping: report,
+                    told,
+                    channels: config.alerts.channels.clone(),
                     clock,
                     repairs: Arc::new(Repairs::new()?),
                     stop: stop.clone(),
@@ -104,7 +118,7 @@ impl Engine {
             }
             None => None,
         };
-        Ok(Self { core, gateway, books, listeners, http, stop })
+        Ok(Self { core, gateway, books, listeners, http, notifying, stop })
     }
 
     /// Name and address of each listener.
@@ -140,6 +154,7 @@ impl Engine {
                 tracing::warn!("HTTP requests were cut off");
             }
         }
+        let _ = self.notifying.await;
         drop(self.books);
         // Tasks that are just ending may still hold the data plane for a moment.
         let mut core = self.core;

@@ -11,6 +11,7 @@
 //! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
 //! - [`housekeeping`]: retention and compaction. [`holds`]: who needs which times of which tables.
 //! - [`repair`]: partitions of pipelines computed once more, and rows as they come.
+//! - [`notify`]: messages about incidents on their way to receivers.
 //! - [`project`]: the pipeline project in the data directory. [`schemas`]: what its streams may become; `majors`: views over
 //!   their major versions. [`ca`]: TLS certificates.
 //! - [`testing`]: an engine in memory for the tests that stand beside pipelines.
@@ -33,6 +34,7 @@ pub mod http;
 pub mod ledger;
 pub mod limits;
 mod majors;
+pub mod notify;
 pub mod opener;
 pub mod overview;
 pub mod peers;

@@ -18,6 +18,7 @@ use device::schema::Catalog;
 use device::seq::{Barrier, Position};
 use device::shadow::ShadowRules;
 use futures::future::BoxFuture;
+use pipelines::alerts::Listener;
 use pipelines::runner::{DeviceStates, LogEnd, PROJECT, Parts as RunnerParts, Peers, Projects, Runner, Status};
 use sql::Project;
 use storage::log::ShardLog;
@@ -49,6 +50,8 @@ pub struct Opener {
     pub peers: Arc<dyn Peers>,
     /// Who wins where both sides of a shadow have changed.
     pub shadow_rules: Arc<ShadowRules>,
+    /// Who hears of alerts.
+    pub listener: Arc<dyn Listener>,
 }
 
 /// A shard that is open and does not run yet.
@@ -119,6 +122,7 @@ impl Opener {
             devices: Box::new(ShardStates { shard: shard.clone(), last: None }),
             shards: self.shards,
             peers: self.peers.clone(),
+            listener: self.listener.clone(),
             status: status.clone(),
         };
         let failed = |source| CoreError::Runner { shard: id, source };

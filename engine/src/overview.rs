@@ -44,6 +44,9 @@ pub struct Alert {
     /// What travels with each incident, as `name=value`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
+    /// By which names its incidents are told of together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub group_by: Vec<String>,
     /// Text for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
@@ -243,6 +246,7 @@ impl Alert {
             severities: rule.levels.iter().map(|level| level.severity.to_string()).collect(),
             query: plan.query.clone(),
             escalate: escalate.collect(),
+            group_by: plan.group_by.clone(),
             labels: rule.labels.iter().map(|(key, value)| format!("{key}={value}")).collect(),
             comment: plan.comment.clone(),
             at: format!("{file}:{}", span.start.line),
@@ -378,8 +382,8 @@ pub fn changes(old: &Overview, new: &Overview) -> Vec<Change> {
             Some(before) if before.version != alert.version => {
                 (Fate::Restarted, "changed: its incidents end, and it begins anew")
             }
-            Some(before) if before.escalate != alert.escalate => {
-                (Fate::Kept, "tells others: goes on with its incidents")
+            Some(before) if before.escalate != alert.escalate || before.group_by != alert.group_by => {
+                (Fate::Kept, "tells otherwise: goes on with its incidents")
             }
             Some(_) => (Fate::Kept, "unchanged: goes on with its incidents"),
             None => (Fate::New, "new: for what comes from now on"),
@@ -433,6 +437,8 @@ mod tests {
         assert_eq!(alerts("", alert), [of("h", Fate::New)]);
         assert_eq!(alerts(alert, &alert.replace("t > 80", "t > 80 WITH (escalate = 'a@1m')")), [of("h", Fate::Kept)]);
         assert_eq!(alerts(alert, &alert.replace("80", "81")), [of("h", Fate::Restarted)]);
+        let grouped = overview(&format!("{stream}{}", alert.replace("80", "80 WITH (group_by = 'rule')")));
+        assert_eq!(grouped.alert("h").unwrap().group_by, ["rule"]);
         assert_eq!(alerts(alert, ""), [of("h", Fate::Dropped)]);
         let more = stream.replace("t DOUBLE", "t DOUBLE, u DOUBLE");
         assert_eq!(fates(&format!("{more}{a}{b}"))[0], of("telemetry", Fate::Changed));

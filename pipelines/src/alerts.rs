@@ -1,6 +1,7 @@
 //! Which alerts are not `ok` now, as the log says: a view that the consumer keeps of the transitions in it.
 //!
-//! It is part of the shard's checkpoint, so it needs no device to be awake, and nothing of the log before.
+//! It is part of the shard's checkpoint, so it needs no device to be awake, and nothing of the log before. And who else
+//! hears of the transitions ([`Listener`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,13 +9,37 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use device::alert::{State, Transition};
+use device::id::{DeviceId, ShardId};
+use device::seq::Position;
 use parking_lot::Mutex;
+use storage::log::LogError;
 
 /// The name that the view has among the states of pipelines; no pipeline can be called so.
 pub(crate) const PART: &str = "_alerts";
 
 /// Device and rule.
 pub type AlertKey = (Arc<str>, Arc<str>);
+
+/// Hears of the transitions in the logs of all shards, and keeps what it needs of them. Who is told, and how, is behind
+/// it; this crate does not know.
+pub trait Listener: Send + Sync {
+    /// The transitions of one record. A replay tells of it again: the position says which one it is.
+    fn hear(&self, shard: ShardId, position: Position, transitions: &[(&DeviceId, &[Transition])]);
+    /// Returns when everything that was heard is kept durably; it is not told again then. Blocks.
+    fn keep(&self) -> Result<(), LogError>;
+}
+
+/// Hears of nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Nobody;
+
+impl Listener for Nobody {
+    fn hear(&self, _: ShardId, _: Position, _: &[(&DeviceId, &[Transition])]) {}
+
+    fn keep(&self) -> Result<(), LogError> {
+        Ok(())
+    }
+}
 
 /// The last transition of each alert of a shard that is not `ok`.
 #[derive(Debug, Default)]

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
+use device::alert::Transition;
 use device::entry::{Body, LogBody, LogRecord};
 use device::id::{DeviceId, ShardId};
 use device::schema::Catalog;
@@ -35,7 +36,7 @@ use device::seq::{Barrier, Position};
 use device::time::Timestamp;
 use futures::future::BoxFuture;
 use storage::durable::Durable;
-use storage::log::ShardLog;
+use storage::log::{LogError, ShardLog};
 use storage::parquet::{TableRows, WriteError};
 use storage::rows::RowBuilder;
 use storage::state::{Checkpoint, CutDone, Outbox, PipelinePart, StateStore};
@@ -51,6 +52,7 @@ use self::redecode::Letters;
 pub use self::stand::Stand;
 pub use self::status::Status;
 
+use crate::alerts::Listener;
 use crate::heard::AllHeard;
 use crate::merge::Merge;
 use crate::{alerts, output};
@@ -108,6 +110,8 @@ pub struct Parts {
     pub shards: u16,
     /// Their logs.
     pub peers: Arc<dyn Peers>,
+    /// Who hears of alerts.
+    pub listener: Arc<dyn Listener>,
     /// What others see of the runner.
     pub status: Arc<Status>,
 }
@@ -272,14 +276,21 @@ impl Runner {
                 // Checkpoints and cuts stand at barriers, where everything is gathered: what waits from earlier
                 // records lies on the same side of them as this one.
                 self.position = position;
+                let mut heard: Vec<(&DeviceId, &[Transition])> = Vec::new();
                 for entry in entries {
-                    if let (Body::Transitions(all), true) = (&entry.body, position > self.recovered.checkpoint) {
-                        self.parts.status.alerts.take(entry.device.as_str(), all);
+                    if let Body::Transitions(all) = &entry.body {
+                        heard.push((&entry.device, all));
+                        if position > self.recovered.checkpoint {
+                            self.parts.status.alerts.take(entry.device.as_str(), all);
+                        }
                     }
                     self.rows.push(entry).map_err(|e| RunnerError::Rows(e.to_string()))?;
                     if self.rows.rows() >= BATCH_ROWS {
                         self.hand_on()?;
                     }
+                }
+                if !heard.is_empty() {
+                    self.parts.listener.hear(self.parts.shard, position, &heard);
                 }
                 if self.rows.rows() == 0 {
                     self.seen();
@@ -520,6 +531,12 @@ impl Runner {
 
     async fn cut(&mut self, position: Position, barrier: Barrier) -> Result<(), RunnerError> {
         let from = self.recovered.cut_barrier;
+        // What lies before a cut is not read again.
+        self.until_it_works("keep what was heard of alerts", async |parts| {
+            let failed = |error: LogError| Failure { permanent: !error.is_retriable(), text: error.to_string() };
+            parts.listener.keep().map_err(failed)
+        })
+        .await?;
         let mut tables = std::mem::take(&mut self.raw);
         // Only what is durable in the outbox goes into files, also when this process made it a moment ago.
         let closed = self

@@ -42,7 +42,7 @@ pub(crate) fn check(
     found: &mut Vec<Diagnostic>,
 ) -> Option<AlertPlan> {
     let before = found.len();
-    let mut rule = options(file, head, found);
+    let (mut rule, group_by) = options(file, head, found);
     rule.name = Arc::from(name::normal(ident));
     let source = name::normal(&head.source);
     let stream = resolve(file, &head.source, &source, names, found);
@@ -78,11 +78,12 @@ pub(crate) fn check(
     rule.levels = zones.into_iter().map(|(level, _)| level).collect();
     let query = text(&source, head, &rule);
     rule.version = version(&stream.stream, &query, &rule);
-    Some(AlertPlan { rule, source, query, comment: head.comment.clone(), at: (file.to_owned(), ident.span.into()) })
+    let at = (file.to_owned(), ident.span.into());
+    Some(AlertPlan { rule, source, query, group_by, comment: head.comment.clone(), at })
 }
 
 /// Everything in `WITH (..)`, in a rule without conditions.
-fn options(file: &str, head: &AlertHead, found: &mut Vec<Diagnostic>) -> Rule {
+fn options(file: &str, head: &AlertHead, found: &mut Vec<Diagnostic>) -> (Rule, Vec<String>) {
     let mut options = Options::new(file, &head.options);
     let several = head.whens.len() > 1 || head.whens.iter().any(|w| w.options.iter().any(|o| o.name == "severity"));
     if several && let Some(setting) = options.take("severity") {
@@ -116,22 +117,13 @@ fn options(file: &str, head: &AlertHead, found: &mut Vec<Diagnostic>) -> Rule {
             }
         }
     };
-    let (ladder, labels) = (list("escalate"), list("labels"));
+    let (ladder, labels, groups) = (list("escalate"), list("labels"), list("group_by"));
     let ladder = ladder.map(|(setting, text)| (setting, ladder::read(text)));
     let labels = labels.map(|(setting, text)| (setting, ladder::labels(text)));
     let ladder = ladder.and_then(|(s, r)| r.map_err(|(message, help)| options.wrong(s, message, help)).ok());
     let labels = labels.and_then(|(s, r)| r.map_err(|(message, help)| options.wrong(s, message, help)).ok());
-    if let Some(setting) = head.options.iter().find(|setting| setting.name == "escalate") {
-        let message = "this version tells by its log and by rows of `_alerts`; it sends no messages yet";
-        let help = "read what is due with SELECT * FROM _alerts WHERE event = 'told'";
-        found.push(Diagnostic::warning(code::NOT_YET, file, setting.name_span, message).help(help));
-    }
-    if let Some(setting) = options.take("group_by") {
-        found.push(
-            Diagnostic::error(code::NOT_YET, file, setting.name_span, "this version tells of each incident by itself")
-                .help("leave out `group_by`"),
-        );
-    }
+    let groups = groups.map(|(setting, text)| (setting, ladder::groups(text, labels.as_deref())));
+    let groups = groups.and_then(|(s, r)| r.map_err(|(message, help)| options.wrong(s, message, help)).ok());
     found.extend(options.finish());
     let given = |name: &str| head.options.iter().find(|o| o.name == name);
     if let (Some(setting), None) = (given("no_data"), given("no_data_after")) {
@@ -139,7 +131,7 @@ fn options(file: &str, head: &AlertHead, found: &mut Vec<Diagnostic>) -> Rule {
         let help = "say how long a device may be silent, as in no_data_after = INTERVAL '10 minutes'";
         found.push(Diagnostic::warning(code::NO_EFFECT, file, setting.name_span, message).help(help));
     }
-    Rule {
+    let rule = Rule {
         name: Arc::from(""),
         version: 0,
         stream: 0,
@@ -152,7 +144,8 @@ fn options(file: &str, head: &AlertHead, found: &mut Vec<Diagnostic>) -> Rule {
         backfill: backfill.unwrap_or_default(),
         ladder: ladder.unwrap_or_default(),
         labels: labels.unwrap_or_default(),
-    }
+    };
+    (rule, groups.unwrap_or_default())
 }
 
 fn severity(text: &str) -> Result<String, String> {

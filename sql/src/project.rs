@@ -305,6 +305,8 @@ pub struct AlertPlan {
     pub source: String,
     /// What it says about readings, in one spelling.
     pub query: String,
+    /// The names by whose values its incidents are told of together; none: each is told of by itself.
+    pub group_by: Vec<String>,
     /// Text for people.
     pub comment: Option<String>,
     /// File and place of its name.
@@ -401,6 +403,13 @@ impl Project {
         Rules::new(print.end(), rules, Arc::new(self.catalog()))
     }
 
+    /// By alert: the names by whose values its incidents are told of together; those that are told of by themselves are
+    /// not among them.
+    pub fn groups(&self) -> BTreeMap<String, Vec<String>> {
+        let grouped = self.alerts.iter().filter(|plan| !plan.group_by.is_empty());
+        grouped.map(|plan| (plan.rule.name.to_string(), plan.group_by.clone())).collect()
+    }
+
     /// The alert of that name.
     pub fn alert(&self, name: &str) -> Option<&AlertPlan> {
         self.alerts.iter().find(|plan| &*plan.rule.name == name)
@@ -454,6 +463,9 @@ impl Project {
         for plan in alerts {
             print.text("alert").text(&plan.rule.name).number(plan.rule.version as i64);
             print.text(&format!("{:?}", plan.rule.ladder)).text(plan.comment.as_deref().unwrap_or(""));
+            for name in &plan.group_by {
+                print.text("group by").text(name);
+            }
         }
         print.end()
     }

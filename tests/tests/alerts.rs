@@ -70,7 +70,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         20 => record(-500..1500),
         4 => record(0..6000),
-        3 => record(0..900_000),
+        6 => record(0..900_000),
         4 => (1usize..6).prop_map(Action::Again),
         20 => (200i64..3000).prop_map(Action::Pass),
         3 => (10_000i64..90_000).prop_map(Action::Pass),

@@ -22,5 +22,5 @@ pub use condition::{Arithmetic, Comparison, Expr, Function, Scalar};
 pub use lane::{OLD, SLACK};
 pub use machine::{REFIRE, SETTLED, Sample, UNKNOWN_GAP};
 pub use rule::{Backfill, Level, NoData, Rule, Step};
-pub use rules::{Rules, stream_bit};
+pub use rules::{Row, Rules, stream_bit};
 pub use transition::{Ack, Event, IncidentId, State, Transition};

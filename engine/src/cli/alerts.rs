@@ -1,5 +1,8 @@
 //! `weir alerts`
 
+mod people;
+mod replay;
+
 use serde::Deserialize;
 
 use crate::http::AlertItem;
@@ -65,6 +68,29 @@ enum Command {
         #[command(flatten)]
         of: Of,
     },
+    /// Tell nobody of some incidents for a while.
+    Silence(people::Silence),
+    /// End a silence before its time.
+    #[command(after_help = "Example:\n  weir alerts unsilence s7")]
+    Unsilence {
+        /// Its id, as `weir alerts silences` shows it.
+        id: String,
+        /// A running engine.
+        #[arg(long, default_value = DEFAULT_URL)]
+        url: String,
+    },
+    /// The silences that are not over.
+    Silences {
+        #[command(flatten)]
+        of: Of,
+    },
+    /// What rules would have done with records of the past, and what other rules would have done otherwise.
+    Replay(replay::Args),
+    /// Who is told by which channels, what waits there, and whom nobody tells.
+    Channels {
+        #[command(flatten)]
+        of: Of,
+    },
 }
 
 /// Of which engine, and how.
@@ -84,7 +110,7 @@ struct Page {
     next: Option<String>,
 }
 
-pub(super) fn main(args: &Args) -> Result<(), Exit> {
+pub(super) async fn main(args: &Args) -> Result<(), Exit> {
     match &args.command {
         Command::List { state, rule, device, severity, of } => {
             let filters = [("state", state), ("rule", rule), ("device", device), ("severity", severity)];
@@ -96,6 +122,11 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             change(id, "ack", Some(&body), of)
         }
         Command::Unack { id, of } => change(id, "unack", None, of),
+        Command::Silence(silence) => people::silence(silence),
+        Command::Unsilence { id, url } => people::unsilence(id, url),
+        Command::Replay(args) => replay::main(args).await,
+        Command::Silences { of } => people::silences(of),
+        Command::Channels { of } => people::channels(of),
     }
 }
 
@@ -139,8 +170,10 @@ fn list(filters: &[(&str, Option<String>)], of: &Of) -> Result<(), Exit> {
         let value = alert.value.map_or_else(|| "-".to_owned(), |value| value.to_string());
         let ack = alert.ack.as_ref().map_or_else(|| "-".to_owned(), |ack| format!("{} until {}", ack.by, ack.until));
         let stale = if alert.stale { " (stale)" } else { "" };
+        let flapping = if alert.flapping { " (flapping)" } else { "" };
+        let muted = alert.muted_by.as_ref().map_or_else(String::new, |by| format!(" (muted: {by})"));
         text.push_str(&format!(
-            "{:<16}  {:<rule$}  {:<device$}  {:<10}  {:<severity$}  {:<30}  {value:>10}  {ack}{stale}\n",
+            "{:<16}  {:<rule$}  {:<device$}  {:<10}  {:<severity$}  {:<30}  {value:>10}  {ack}{stale}{muted}{flapping}\n",
             alert.id, alert.rule, alert.device, alert.state, alert.severity, alert.since
         ));
     }

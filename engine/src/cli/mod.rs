@@ -59,7 +59,7 @@ enum Command {
     Record(record::Args),
     /// The pipelines of an engine: list, show, explain, what a change would do; repair, backfill, tap.
     Pipelines(pipelines::Args),
-    /// Alerts that are not ok: list, show, acknowledge.
+    /// Alerts that are not ok: list, show, acknowledge, silence; who is told; what rules would have done.
     Alerts(alerts::Args),
     /// Devices: list, show, tell them to do something.
     Devices(devices::Args),
@@ -122,7 +122,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => runtime(run::main(args)),
         Command::Check(args) => check::main(&args),
         Command::Pipelines(args) => runtime(pipelines::main(args)),
-        Command::Alerts(args) => alerts::main(&args),
+        Command::Alerts(args) => runtime(alerts::main(&args)),
         Command::Devices(args) => devices::main(&args),
         Command::Shadow(args) => shadow::main(&args),
         Command::Groups(args) => groups::main(&args),

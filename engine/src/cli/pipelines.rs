@@ -165,10 +165,10 @@ fn show_alert(alert: &Alert, format: Output) -> Result<(), Exit> {
     if let Output::Json = format {
         return json(alert);
     }
-    let Alert { name, version, source, severities, query, escalate, labels, comment, at } = alert;
+    let Alert { name, version, source, severities, query, escalate, labels, group_by, comment, at } = alert;
     let mut text = format!("{name}  (alert, {at}, version {version})\n{query}\n\nlooks at    {source}\n");
     text.push_str(&format!("severities  {}\n", severities.join(", ")));
-    for (what, list) in [("tells", escalate), ("labels", labels)] {
+    for (what, list) in [("tells", escalate), ("labels", labels), ("together by", group_by)] {
         if !list.is_empty() {
             text.push_str(&format!("{what:<12}{}\n", list.join(", ")));
         }

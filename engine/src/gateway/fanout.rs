@@ -237,6 +237,14 @@ impl Hub {
     }
 }
 
+impl Hub {
+    /// Publishes something of the engine's own to whoever has subscribed to the topic now.
+    pub(crate) fn tell(&self, topic: &Arc<str>, payload: Bytes) {
+        let (topic, properties) = (topic.clone(), Bytes::new());
+        self.announce(Message { topic, payload, qos: 1, retain: false, properties, expires: None, publisher: 0 });
+    }
+}
+
 impl Downlink for Hub {
     fn publish(&self, device: &DeviceId, topic: &str, payload: Bytes, qos: u8) {
         let device = device.as_str();

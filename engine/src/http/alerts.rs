@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use alerts::{Facts, Labels};
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -49,6 +50,15 @@ pub struct AlertItem {
     pub stale: bool,
     /// Who takes care of it.
     pub ack: Option<AckItem>,
+    /// Nobody is told of it now.
+    #[serde(default)]
+    pub muted: bool,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muted_by: Option<String>,
+    /// It comes and goes: nobody is told of more until it has settled.
+    #[serde(default)]
+    pub flapping: bool,
     /// `name=value`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
@@ -64,7 +74,7 @@ pub struct AckItem {
 }
 
 impl AlertItem {
-    fn of((device, rule): &AlertKey, last: &Transition) -> Self {
+    fn of((device, rule): &AlertKey, last: &Transition, muted_by: Option<String>, flapping: bool) -> Self {
         Self {
             id: last.incident.to_string(),
             rule: rule.to_string(),
@@ -77,6 +87,9 @@ impl AlertItem {
             value: last.value,
             stale: last.stale,
             ack: last.ack.as_ref().map(|ack| AckItem { by: ack.by.to_string(), until: time_text(ack.until) }),
+            muted: muted_by.is_some(),
+            muted_by,
+            flapping,
             labels: last.labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect(),
         }
     }
@@ -120,8 +133,17 @@ pub(super) async fn list(State(api): State<Api>, Query(wanted): Query<Wanted>) -
     all.sort_by(|a, b| a.0.cmp(&b.0));
     all.truncate(limit);
     let next = all.last().filter(|_| all.len() == limit).map(|((device, rule), _)| format!("{device}/{rule}"));
-    let alerts = all.iter().map(|(key, last)| AlertItem::of(key, last)).collect();
+    let alerts = all.iter().map(|(key, last)| item(&api, key, last)).collect();
     Ok(Json(Paged { items: Items { alerts }, next }))
+}
+
+fn item(api: &Api, key: &AlertKey, last: &Transition) -> AlertItem {
+    let (device, rule) = key;
+    let labels = Labels::parse(&last.labels);
+    let facts = Facts { rule, device, severity: &last.severity, labels: &labels.0 };
+    let now = (api.clock)();
+    let (muted, flapping) = api.core.desk.with(|desk| (desk.muted(now, &facts), desk.flaps(device, rule)));
+    AlertItem::of(key, last, muted.map(|by| by.to_string()), flapping)
 }
 
 fn find(api: &Api, id: &str) -> Result<(AlertKey, Transition), Problem> {
@@ -141,7 +163,7 @@ fn find(api: &Api, id: &str) -> Result<(AlertKey, Transition), Problem> {
 
 pub(super) async fn show(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<AlertItem>, Problem> {
     let (key, last) = find(&api, &id)?;
-    Ok(Json(AlertItem::of(&key, &last)))
+    Ok(Json(item(&api, &key, &last)))
 }
 
 /// Who takes care, and for how long.
@@ -195,5 +217,5 @@ async fn change(api: &Api, id: &str, ack: Option<(String, Duration)>) -> Result<
         return Err(Problem::new(StatusCode::CONFLICT, text));
     };
     // Durable; the view follows when the device has written what became of it.
-    Ok(Json(AlertItem::of(&key, &Transition { ack, ..last })))
+    Ok(Json(item(api, &key, &Transition { ack, ..last })))
 }

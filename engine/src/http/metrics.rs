@@ -44,6 +44,16 @@ pub(super) async fn render(State(api): State<Api>) -> impl IntoResponse {
     }
     counter(&mut text, "weir_housekeeping_looks_total", "", api.housekeeping.looks.load(Ordering::Relaxed));
     counter(&mut text, "weir_housekeeping_failures_total", "", api.housekeeping.failures.load(Ordering::Relaxed));
+    for (channel, counts) in api.core.desk.with(|desk| desk.counts()) {
+        sample(&mut text, "weir_alert_messages_waiting", &format!("channel=\"{channel}\""), counts.waiting as u64);
+    }
+    for (channel, report) in api.told.channels() {
+        let label = |result: &str| format!("channel=\"{channel}\",result=\"{result}\"");
+        counter(&mut text, "weir_alert_messages_total", &label("accepted"), report.accepted);
+        counter(&mut text, "weir_alert_messages_total", &label("given_up"), report.gave_up);
+        counter(&mut text, "weir_alert_attempts_failed_total", &format!("channel=\"{channel}\""), report.failed);
+    }
+    counter(&mut text, "weir_alert_unreached_total", "", api.told.unreached_count());
     let admission = api.core.node.admission();
     sample(&mut text, "weir_in_flight_bytes", "", admission.used() as u64);
     sample(&mut text, "weir_in_flight_limit_bytes", "", admission.limit() as u64);

@@ -5,10 +5,12 @@
 mod alerts;
 mod commands;
 mod groups;
+mod messages;
 mod metrics;
 mod pipelines;
 mod problem;
 mod shadow;
+mod silences;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use device::id::DeviceId;
@@ -27,15 +29,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit;
 use crate::clock::Clock;
+use crate::config::ChannelConfig;
 use crate::core::Core;
 use crate::gateway::GatewayMetrics;
 use crate::housekeeping::{self, Report};
 use crate::ledger::Books;
+use crate::notify;
 use crate::query::{self, Bounds, Format, QueryError};
 use crate::repair::Repairs;
 use crate::watch::Deployments;
 pub use alerts::{AckItem, AlertItem};
+pub use messages::{ChannelItem, ChannelsItem};
 use problem::Problem;
+pub use silences::{SilenceItem, SilenceRequest, SilencesItem};
 
 /// Longest SQL text that `/v1/query` takes.
 const MAX_SQL: usize = 1 << 20;
@@ -60,6 +66,10 @@ pub struct Api {
     pub deployments: Arc<Deployments>,
     /// What retention and compaction have done.
     pub housekeeping: Arc<Report>,
+    /// What became of messages about incidents.
+    pub told: Arc<notify::Report>,
+    /// Where they go.
+    pub channels: Vec<ChannelConfig>,
     /// Time.
     pub clock: Clock,
     /// Repairs and backfills.
@@ -90,6 +100,9 @@ fn router(api: Api) -> Router {
         .route("/v1/pipelines/{name}/tap", get(pipelines::tap))
         .route("/v1/retention/{table}", get(retention))
         .route("/v1/alerts", get(alerts::list))
+        .route("/v1/alerts/channels", get(messages::channels))
+        .route("/v1/alerts/silences", get(silences::list).post(silences::create))
+        .route("/v1/alerts/silences/{id}", delete(silences::remove))
         .route("/v1/alerts/{id}", get(alerts::show))
         .route("/v1/alerts/{id}/ack", post(alerts::acknowledge))
         .route("/v1/alerts/{id}/unack", post(alerts::release))

@@ -110,6 +110,7 @@ impl Lab {
             shards: 1,
             peers: peers.clone(),
             shadow_rules: Arc::default(),
+            listener: Arc::new(pipelines::alerts::Nobody),
         };
         let id = ShardId(0);
         let state = StateStore::over(Box::new(MemoryDisk::default().open()), id).await.map_err(Failure::new)?;

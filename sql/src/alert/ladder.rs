@@ -89,6 +89,28 @@ pub(super) fn labels(text: &str) -> Result<Labels, (String, String)> {
     Ok(labels)
 }
 
+/// What every incident has besides the labels of its rule.
+const ALWAYS: [&str; 3] = ["device", "rule", "severity"];
+
+/// Names of `group_by`. `labels`: those of the rule, if they could be read.
+pub(super) fn groups(text: &str, labels: Option<&[(Arc<str>, Arc<str>)]>) -> Result<Vec<String>, (String, String)> {
+    let known: Vec<&str> = labels.unwrap_or_default().iter().map(|(name, _)| &**name).chain(ALWAYS).collect();
+    let mut names: Vec<String> = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        if !known.contains(&part) {
+            let message = format!("'{part}' is no label of this alert");
+            let help = name::did_you_mean(part, known.iter().copied())
+                .unwrap_or_else(|| format!("group by {}", name::list(known.iter().copied())));
+            return Err((message, help));
+        }
+        if names.iter().any(|name| name == part) {
+            return Err((format!("`{part}` is given twice"), "write each name once".to_owned()));
+        }
+        names.push(part.to_owned());
+    }
+    Ok(names)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +129,10 @@ mod tests {
         }
         let sorted = labels("team = plant,site=north").unwrap();
         assert_eq!(sorted.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["site=north", "team=plant"]);
+        let shown = |text: &str| groups(text, Some(&sorted)).map_err(|(message, help)| format!("{message}; {help}"));
+        assert_eq!(shown("team, device").unwrap(), ["team", "device"]);
+        assert_eq!(shown("taem").unwrap_err(), "'taem' is no label of this alert; did you mean `team`?");
+        assert!(shown("").is_err() && shown("team,team").is_err() && groups("team", None).is_err());
         assert!(labels("a").is_err() && labels("a=").is_err() && labels("a=1,a=2").is_err() && labels("A=1").is_err());
     }
 }

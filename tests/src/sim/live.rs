@@ -93,6 +93,7 @@ impl Live {
             shards: ground.params.shards,
             peers: peers.clone(),
             shadow_rules: Arc::default(),
+            listener: Arc::new(pipelines::alerts::Nobody),
         };
         let mut states = Vec::new();
         for id in (0..ground.params.shards).map(ShardId) {

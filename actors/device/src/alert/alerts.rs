@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 
 use super::lane::Lane;
-use super::machine::Step;
-use super::rules::Rules;
+use super::machine::{Sample, Step};
+use super::rules::{Row, Rules};
 use super::transition::{Ack, Event, IncidentId, State, Transition};
 use crate::entry::Records;
 use crate::time::Timestamp;
@@ -58,7 +58,17 @@ impl Alerts {
     /// Records are durable.
     pub fn records(&mut self, scene: Scene<'_>, records: &Records) {
         self.adopt(scene);
-        for (rule, sample) in scene.rules.samples(scene.device, scene.now, records) {
+        self.samples(scene, scene.rules.samples(scene.device, scene.now, records));
+    }
+
+    /// A record was durable: one that is read from its table.
+    pub fn row(&mut self, scene: Scene<'_>, row: &Row<'_>) {
+        self.adopt(scene);
+        self.samples(scene, scene.rules.row(scene.device, scene.now, row));
+    }
+
+    fn samples(&mut self, scene: Scene<'_>, samples: Vec<(u16, Sample)>) {
+        for (rule, sample) in samples {
             let Some(of) = scene.rules.all().get(usize::from(rule)) else { continue };
             let at = match self.lanes.binary_search_by_key(&rule, |lane| lane.rule) {
                 Ok(at) => at,

@@ -20,6 +20,19 @@ pub fn stream_bit(stream: StreamIndex) -> u64 {
     1 << stream.min(63)
 }
 
+/// A record as its table has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'a> {
+    /// Its stream, in the catalog of the rules.
+    pub stream: StreamIndex,
+    /// Its time.
+    pub ts: Timestamp,
+    /// Its flags.
+    pub flags: u32,
+    /// Its values, by the index of their fields.
+    pub values: &'a [(u16, Value<'a>)],
+}
+
 /// All rules of one version of a project.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rules {
@@ -73,6 +86,30 @@ impl Rules {
     /// Whether a payload with records of these streams (see [`stream_bit`]) has to be looked at.
     pub fn look_at(&self, streams: u64) -> bool {
         self.streams & streams != 0
+    }
+
+    /// What the rules say about a record whose values are known.
+    pub(super) fn row(&self, device: &str, received: Timestamp, row: &Row<'_>) -> Vec<(u16, Sample)> {
+        let old = row.flags & REPLAYED != 0 || received.since(row.ts) > OLD;
+        let mut reader = Reader {
+            rules: self,
+            device,
+            received,
+            runs: &[],
+            measured: None,
+            head: Some((row.stream, row.ts, old)),
+            cells: Vec::new(),
+            out: Vec::new(),
+        };
+        row.values.iter().for_each(|(field, value)| reader.value(*field, *value));
+        reader.end();
+        reader.out
+    }
+
+    /// The fields of a stream that rules read, by index.
+    pub fn fields(&self, stream: StreamIndex) -> std::collections::BTreeSet<u16> {
+        let of = self.all.iter().zip(&self.fields).filter(|(rule, _)| rule.stream == stream);
+        of.flat_map(|(_, fields)| fields.iter().copied()).collect()
     }
 
     /// What the rules say about the admitted records of a payload, in their order; nothing if it does not read.
