@@ -62,12 +62,8 @@ fn history(seed: u64) -> World {
                 let by = if world.random.chance(50) { by } else { -by };
                 world.set(world.wall() + by);
             }
-            64..67 => {
-                // Somebody sets it right, if it is off by what counts as a step.
-                if (world.wall() - world.now).abs() >= 600 * MS {
-                    world.set(world.now);
-                }
-            }
+            // Somebody sets it right, if it is off by what counts as a step.
+            64..67 if (world.wall() - world.now).abs() >= 600 * MS => world.set(world.now),
             67..71 => world.reboot(),
             _ => {}
         }
