@@ -61,6 +61,9 @@ impl Carrier {
     /// A message has its turn.
     pub(crate) fn take(&mut self, handle: &Arc<DeviceHandle>, message: Inbound) -> Result<(), Failure> {
         let mut message = Some(message);
+        if let Some(message) = &message {
+            self.device.heard(message.received);
+        }
         let turn = self.guarded(|carrier| {
             carrier.settle(handle);
             message.take().map_or(Ok(()), |message| carrier.admit(handle, message))
@@ -72,6 +75,8 @@ impl Carrier {
     /// Time has passed: acks and resend requests may be due.
     pub(crate) fn tick(&mut self, handle: &Arc<DeviceHandle>, now: Timestamp) -> Result<(), Failure> {
         self.guarded(|carrier| {
+            // Acks say when they were made.
+            carrier.device.heard(now);
             carrier.settle(handle);
             let effects = carrier.device.tick(now);
             carrier.carry_out(handle, effects);

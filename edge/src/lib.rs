@@ -14,6 +14,7 @@
 
 pub mod agent;
 mod client;
+pub mod clock;
 mod error;
 pub mod frame;
 mod latency;

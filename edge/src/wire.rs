@@ -2,9 +2,11 @@
 
 use device::ack as wire;
 use device::hello::{HeldEpoch, Hello, HelloAck, MAX_EPOCHS};
+use device::time::Timestamp;
 use minicbor::Encoder;
 
 use crate::agent::{Ack, EpochAck};
+use crate::clock::Exchange;
 use crate::outbox::EpochView;
 
 /// Version and delta of the default shadow.
@@ -28,27 +30,34 @@ pub fn held(epochs: &[EpochView]) -> Vec<HeldEpoch> {
     list
 }
 
-/// The answer to a hello, and what is desired of the device (version and delta); `None` if it is none, or not to this
-/// session's.
-pub fn hello_ack(payload: &[u8], session: u64) -> Option<(Ack, Wish)> {
+/// The answer to a hello, what is desired of the device (version and delta), and the times of the answer; `None` if it is
+/// none, or not to this session's.
+pub fn hello_ack(payload: &[u8], session: u64) -> Option<(Ack, Wish, Option<Exchange>)> {
     let answer = HelloAck::decode(payload).ok().filter(|answer| answer.session == session)?;
+    let times = exchange(answer.st, answer.server_rx, answer.server_tx);
     let epochs = epochs(&answer.acks);
     let ack = Ack { epochs, credit: Some(u64::from(answer.credit)), nacks: 0, resend: Vec::new() };
-    Some((ack, (answer.dv, answer.delta)))
+    Some((ack, (answer.dv, answer.delta), times))
 }
 
-/// An ack frame.
-pub fn ack(payload: &[u8]) -> Option<Ack> {
+fn exchange(sent: Option<Timestamp>, received: Timestamp, answered: Timestamp) -> Option<Exchange> {
+    sent.map(|sent| Exchange { sent, received, answered })
+}
+
+/// An ack frame, and its times.
+pub fn ack(payload: &[u8]) -> Option<(Ack, Option<Exchange>)> {
     let frame = wire::Ack::decode(payload).ok()?;
+    let times = exchange(frame.echo, frame.server_rx, frame.server_tx);
     let resend = frame.resend.iter().flat_map(|resend| {
         inclusive(&resend.ranges).into_iter().map(|(from, to)| (resend.epoch.0, from, to)).collect::<Vec<_>>()
     });
-    Some(Ack {
+    let ack = Ack {
         epochs: epochs(&frame.epochs),
         credit: Some(u64::from(frame.credit)),
         nacks: frame.nacks.len() as u64,
         resend: resend.collect(),
-    })
+    };
+    Some((ack, times))
 }
 
 fn epochs(acks: &[wire::EpochAck]) -> Vec<EpochAck> {

@@ -16,7 +16,7 @@ use device::schema::Catalog;
 use device::time::Timestamp;
 use storage::layout::Granularity;
 use storage::parquet::TableRows;
-use storage::schema::{ALERTS, COMMANDS, CONNECTIONS, DEAD_LETTERS, LATE, LOSSES, SHADOW_HISTORY};
+use storage::schema::{ALERTS, CLOCK, COMMANDS, CONNECTIONS, DEAD_LETTERS, LATE, LOSSES, SHADOW_HISTORY};
 
 use crate::LateRow;
 
@@ -77,6 +77,7 @@ pub fn table_specs(project: &sql::Project, catalog: &Catalog) -> BTreeMap<String
         (SHADOW_HISTORY, storage::schema::shadow_history_schema(), "ts"),
         (COMMANDS, storage::schema::commands_schema(), "ts"),
         (CONNECTIONS, storage::schema::connections_schema(), "ts"),
+        (CLOCK, storage::schema::clock_schema(), "ts"),
     ];
     for (table, schema, time) in system {
         specs.insert(table.to_owned(), system_spec(schema, time));

@@ -43,8 +43,11 @@ pub const COMMANDS: &str = "_commands";
 /// The table of devices that come and go.
 pub const CONNECTIONS: &str = "_connections";
 
+/// The table of what happened to the clocks of devices, and what has to be added to them.
+pub const CLOCK: &str = "_clock";
+
 /// Every table of the engine's own.
-pub const SYSTEM: [&str; 7] = [DEAD_LETTERS, LOSSES, LATE, ALERTS, SHADOW_HISTORY, COMMANDS, CONNECTIONS];
+pub const SYSTEM: [&str; 8] = [DEAD_LETTERS, LOSSES, LATE, ALERTS, SHADOW_HISTORY, COMMANDS, CONNECTIONS, CLOCK];
 
 /// Whether a table is one of the engine's own; no stream may be named like one.
 pub fn is_system(table: &str) -> bool {
@@ -209,5 +212,21 @@ pub fn alerts_schema() -> SchemaRef {
         Field::new("rule_version", DataType::Utf8, false),
         Field::new("number", DataType::UInt64, false),
         Field::new("ts_ingest", timestamp(), false),
+    ]))
+}
+
+/// Columns of [`CLOCK`]: one row for each change. `from_ts` and `to_ts` are device times, `offset_ns` is what has to be added
+/// to them at `to_ts`; `rate_ppb` is by how much that grows, in ns per second.
+pub fn clock_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("device", DataType::Utf8, false),
+        Field::new("ts", timestamp(), false),
+        Field::new("event", DataType::Utf8, false),
+        Field::new("clock_id", DataType::UInt64, false),
+        Field::new("from_ts", timestamp(), false),
+        Field::new("to_ts", timestamp(), false),
+        Field::new("offset_ns", DataType::Int64, false),
+        Field::new("err_ns", DataType::Int64, false),
+        Field::new("rate_ppb", DataType::Int64, true),
     ]))
 }

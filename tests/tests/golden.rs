@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use device::ack::{Ack, EpochAck, Nack, Resend};
 use device::alert::{self, Comparison, Event, Expr, IncidentId, State, Transition};
+use device::clock::{self, Change as ClockChange, ChangeKind, Note, Piece, Sighting};
 use device::command::{self, Order, Step};
 use device::entry::{
     Body, DeadLetter, DecodeError, Entry, LogBody, LogRecord, Loss, LossReason, Partial, Reason, Records, Run,
@@ -74,6 +75,7 @@ fn batch() -> LogRecord {
         .into(),
         stamps: Default::default(),
         assured: true,
+        clock: None,
     };
     let drawn = Records {
         format: PayloadFormat::Cbor,
@@ -81,6 +83,7 @@ fn batch() -> LogRecord {
         runs: vec![Run { index: 0, len: 1, epoch: Epoch(99), seq: 5 }].into(),
         stamps: vec![Timestamp(TIME - SECOND)].into(),
         assured: true,
+        clock: None,
     };
     let letter = DeadLetter {
         sender: "a b".to_owned(),
@@ -225,6 +228,13 @@ fn device_snapshots_with_shadows_and_commands() {
     assert_eq!(back.commands().unwrap().find("c-1").unwrap().state, command::State::Running);
 }
 
+/// One stream with one field.
+fn telemetry() -> Catalog {
+    let field = Field { name: "t".into(), id: 1, kind: FieldType::F64, unit: None, scale: 0, comment: None };
+    let version = SchemaVersion { major: 1, minor: 0 };
+    Catalog::new(vec![Stream { name: "telemetry".into(), schema_id: Some(1), version, fields: vec![field] }])
+}
+
 /// A device with an incident, samples that wait, and transitions that are not in the log yet.
 fn alerting() -> Device {
     let level = alert::Level {
@@ -249,10 +259,7 @@ fn alerting() -> Device {
         labels: Vec::new(),
     };
     let mut device = Device::new(id("pump-7"));
-    let field = Field { name: "t".into(), id: 1, kind: FieldType::F64, unit: None, scale: 0, comment: None };
-    let version = SchemaVersion { major: 1, minor: 0 };
-    let catalog =
-        Catalog::new(vec![Stream { name: "telemetry".into(), schema_id: Some(1), version, fields: vec![field] }]);
+    let catalog = telemetry();
     let rules = alert::Rules::new(5, vec![rule], Arc::new(catalog.clone()));
     // The last one was buffered while the device was away.
     for (at, (ts, t)) in [(0, 90), (3, 91), (6, 70), (7, 70), (-4000, 99)].into_iter().enumerate() {
@@ -283,6 +290,84 @@ fn device_snapshots_with_alerts() {
     assert!(back.has_incident(IncidentId::of("hot", 7, "pump-7", Timestamp(TIME))));
 }
 
+/// Records with notes about clocks: all that a note can hold, and the least.
+fn noted() -> Vec<Entry> {
+    let piece = Piece {
+        from: Timestamp(i64::MIN),
+        at: Timestamp(TIME - 9 * SECOND),
+        offset: -1_500_000_000,
+        rate: -40_000,
+        err: 12_000_000,
+        err_rate: 10_000,
+        quality: clock::SYNCED,
+    };
+    let later = Piece { from: Timestamp(TIME - SECOND), quality: clock::EXTRAPOLATED, ..piece };
+    let (wall, since) = (Timestamp(TIME + SECOND), Timestamp(TIME - 3 * SECOND));
+    let seen = Sighting { wall, since, mono: Some(77), sample: Some((-3, 9)), plain: false };
+    let span = (Timestamp(TIME - 60 * SECOND), Timestamp(TIME + SECOND));
+    let change = ClockChange { kind: ChangeKind::Drifting, clock: 3, span, offset: -5, err: 6, rate: Some(-250_000) };
+    let full = Note {
+        pieces: vec![piece, later].into(),
+        seen: Some(seen),
+        changes: vec![change, ClockChange { kind: ChangeKind::Synced, rate: None, ..change }],
+    };
+    let bare = Note { seen: None, changes: Vec::new(), pieces: vec![piece].into() };
+    let ahead = Sighting { mono: None, sample: None, plain: true, ..seen };
+    let ahead = Note { seen: Some(ahead), ..bare.clone() };
+    let entry = |note: Note| {
+        let records = Records {
+            format: PayloadFormat::Json,
+            payload: Bytes::from_static(br#"{"a":1}"#),
+            runs: vec![Run { index: 0, len: 1, epoch: Epoch(7), seq: 300 }].into(),
+            stamps: Default::default(),
+            assured: true,
+            clock: Some(Box::new(note)),
+        };
+        Entry { device: id("pump-7"), received: Timestamp(TIME), body: Body::Records(records) }
+    };
+    vec![entry(full), entry(bare), entry(ahead)]
+}
+
+/// A device with alerts, whose clock was set after it had been measured.
+fn set() -> Device {
+    let mut device = alerting();
+    let catalog = telemetry();
+    for n in 0..9 {
+        let mono = 5 * SECOND + n * 130 * SECOND;
+        let (wall, offset) = if n < 7 { (TIME - 6 * SECOND + mono, SECOND) } else { (TIME + mono, -5 * SECOND) };
+        let header = FrameHeader {
+            epoch: 9,
+            seq: n as u64 + 1,
+            schema_id: 1,
+            schema_version: SchemaVersion { major: 1, minor: 0 },
+            base_time: Timestamp(wall),
+            send_time: Timestamp(wall),
+            mono_send: Some(mono as u64),
+            mono_base: Some(mono as u64),
+            clock: Some((offset + n * 1000, 8_000_000 + n as u64)),
+            ..FrameHeader::default()
+        };
+        let record = FrameRecord { ts: Timestamp(wall), values: vec![(1, OwnedValue::F64(1.0))], flags: 0 };
+        let payload = Bytes::from(encode_frame(&header, &[record]).unwrap());
+        let received = Timestamp(TIME + mono);
+        let message = Message { channel: Channel::Telemetry, payload: &payload, format: None, received, session: 77 };
+        let verdict = device.admit(message, &catalog, &mut || 5);
+        let position = Position(100 + n as u64);
+        verdict.entries.iter().for_each(|entry| drop(device.apply(position, entry)));
+        device.advance(position);
+    }
+    device
+}
+
+#[test]
+fn device_snapshots_with_clocks() {
+    let device = set();
+    let bytes = golden("snapshot_v4.hex", &device.snapshot());
+    let back = Device::restore(id("pump-7"), &bytes).unwrap();
+    assert_eq!(back.snapshot(), bytes);
+    assert!(back.has_incident(IncidentId::of("hot", 7, "pump-7", Timestamp(TIME))), "alerts are there, too");
+}
+
 #[test]
 fn log_records() {
     let barrier = LogBody::Barrier { barrier: Barrier(300), cut: true, catalog: 0x0123_4567_89ab_cdef };
@@ -299,14 +384,15 @@ fn log_records() {
         ("log_partial_v2.hex", of(partial)),
         ("log_alerts_v3.hex", of(LogBody::Batch(alerts()))),
         ("log_shadows_v4.hex", of(LogBody::Batch(keeping()))),
+        ("log_clock_v5.hex", of(LogBody::Batch(noted()))),
     ] {
         let mut today = Vec::new();
         record.encode(&mut today);
         let bytes = golden(name, &today);
         assert_eq!(LogRecord::decode(Bytes::from(bytes.clone())), Ok(record));
-        let newer = [&[5], &bytes[1..]].concat();
+        let newer = [&[6], &bytes[1..]].concat();
         let error = LogRecord::decode(Bytes::from(newer)).unwrap_err();
-        assert_eq!(error, DecodeError::Newer { found: 5, known: 4 });
+        assert_eq!(error, DecodeError::Newer { found: 6, known: 5 });
         assert!(error.to_string().contains("run the newer engine"), "{error}");
     }
 }
@@ -383,8 +469,8 @@ fn device_snapshots() {
     assert_eq!(open.missing, [(13, 14)]);
     assert!(matches!(of(9), EpochLedger { cum: 3, stored: 3, closed: true, .. }));
     assert_eq!(ledger.len(), 3, "and one that the engine drew");
-    let error = Device::restore(id("pump-7"), &[&[4], &bytes[1..]].concat()).unwrap_err();
-    assert_eq!(error, SnapshotError::Newer { found: 4, known: 3 });
+    let error = Device::restore(id("pump-7"), &[&[5], &bytes[1..]].concat()).unwrap_err();
+    assert_eq!(error, SnapshotError::Newer { found: 5, known: 4 });
     assert!(error.to_string().contains("run the newer engine"), "{error}");
 }
 

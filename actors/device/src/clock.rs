@@ -1,7 +1,24 @@
 //! Which time a row gets: the device's own, corrected where its error is known, or the time of receipt.
 //!
-//! Pure arithmetic on one record. Filtering of clock samples over time, drift, and corrections that come after
-//! the fact are deliberately absent: they need state that no part of the engine keeps yet.
+//! - `note`: what an entry says about the time of its records. It is decided when they are admitted and stands in the
+//!   log, so rows are the same in every replay.
+//! - `clocks`: what is known of a device's clocks; a function of the notes in the log alone.
+//! - `one`: one clock between two steps: samples, sync points, rate. `fit`: lines through points.
+//! - `place`: under which of them a frame's records were made. `store`: all of it as bytes.
+//!
+//! Absent: any clock. Device times, monotonic times and times of receipt come in as values.
+
+mod clocks;
+mod fit;
+mod note;
+mod one;
+mod place;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use clocks::{Clocks, Frame};
+pub use note::{Change, ChangeKind, Note, Piece, Sighting};
 
 use crate::time::{SECOND, Timestamp};
 
@@ -21,6 +38,12 @@ pub const UNKNOWN_ERROR: i64 = SECOND / 2;
 
 /// The device's clock was used, within the stated error.
 pub const SYNCED: u8 = 0;
+/// Between two sync points of the same clock.
+pub const INTERPOLATED: u8 = 1;
+/// Before the first or after the last sync point of the same clock.
+pub const EXTRAPOLATED: u8 = 2;
+/// By the monotonic clock: the wall clock had not been set, or was set in between.
+pub const ANCHORED: u8 = 3;
 /// The device's time is not known: the row has the time of receipt.
 pub const UNKNOWN: u8 = 4;
 
@@ -31,11 +54,33 @@ pub struct Stamp {
     pub ts: Timestamp,
     /// How far off it may be; `None` if nothing can be said.
     pub clock_err_ns: Option<i64>,
-    /// [`SYNCED`] or [`UNKNOWN`].
+    /// [`SYNCED`], [`INTERPOLATED`], [`EXTRAPOLATED`], [`ANCHORED`] or [`UNKNOWN`].
     pub quality: u8,
 }
 
-/// Decides the time of a record.
+impl Stamp {
+    /// Nothing is known but when it came.
+    fn unknown(received: Timestamp) -> Self {
+        Self { ts: received, clock_err_ns: None, quality: UNKNOWN }
+    }
+}
+
+/// The time of a record as its entry says: by the note, or, where there is none, by [`stamp`].
+#[inline]
+pub fn stamp_noted(
+    ts_device: Option<Timestamp>,
+    received: Timestamp,
+    measured: Option<(i64, u64)>,
+    note: Option<&Note>,
+) -> Stamp {
+    match note {
+        None => stamp(ts_device, received, measured),
+        Some(note) => note.stamp(ts_device, received),
+    }
+}
+
+/// Decides the time of a record of which the log says nothing more: a device whose clock gave no cause for it, or an
+/// entry of an engine that kept no clocks.
 ///
 /// - No time, a time before [`EARLIEST`], or one more than [`AHEAD`] after the receipt: the time of receipt,
 ///   quality 4. So no device can move a window or a partition beyond the engine's own time.
@@ -43,6 +88,8 @@ pub struct Stamp {
 ///   to the device's clock, half the round trip is its error. It is applied where it is above [`TOLERANCE`] and
 ///   above three times its error. Otherwise the device's time stands unchanged, with that error, or with
 ///   [`UNKNOWN_ERROR`] when nothing was measured.
+///
+/// This rule stays as it is: logs depend on it.
 ///
 /// ```
 /// use device::clock::{stamp, EARLIEST};
@@ -53,7 +100,7 @@ pub struct Stamp {
 /// assert_eq!((at.ts, at.clock_err_ns), (EARLIEST.plus(2_000_000_000), Some(5_000_000)));
 /// ```
 pub fn stamp(ts_device: Option<Timestamp>, received: Timestamp, measured: Option<(i64, u64)>) -> Stamp {
-    let unknown = Stamp { ts: received, clock_err_ns: None, quality: UNKNOWN };
+    let unknown = Stamp::unknown(received);
     let Some(ts) = ts_device.filter(|ts| *ts >= EARLIEST) else {
         return unknown;
     };
@@ -61,8 +108,7 @@ pub fn stamp(ts_device: Option<Timestamp>, received: Timestamp, measured: Option
         None => (ts, UNKNOWN_ERROR),
         Some((offset, roundtrip)) => {
             let err = i64::try_from(roundtrip / 2).unwrap_or(i64::MAX);
-            let apply = offset.saturating_abs() > TOLERANCE && offset.saturating_abs() > err.saturating_mul(3);
-            (if apply { ts.plus(offset) } else { ts }, err)
+            (if applies(offset, err) { ts.plus(offset) } else { ts }, err)
         }
     };
     if ts < EARLIEST || ts > received.plus(AHEAD) {
@@ -71,37 +117,7 @@ pub fn stamp(ts_device: Option<Timestamp>, received: Timestamp, measured: Option
     Stamp { ts, clock_err_ns: Some(err), quality: SYNCED }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MS: i64 = SECOND / 1000;
-    const NOW: Timestamp = Timestamp(1_750_000_000 * SECOND);
-
-    fn check(ts: Option<i64>, measured: Option<(i64, u64)>, expected: (i64, Option<i64>, u8)) {
-        let got = stamp(ts.map(|ts| NOW.plus(ts)), NOW, measured);
-        assert_eq!((got.ts.since(NOW), got.clock_err_ns, got.quality), expected, "{ts:?} {measured:?}");
-    }
-
-    #[test]
-    fn the_device_is_believed_within_reason() {
-        check(None, None, (0, None, UNKNOWN));
-        check(Some(-7 * 86_400 * SECOND), None, (-7 * 86_400 * SECOND, Some(UNKNOWN_ERROR), SYNCED));
-        check(Some(5 * SECOND), None, (5 * SECOND, Some(UNKNOWN_ERROR), SYNCED));
-        check(Some(5 * SECOND + 1), None, (0, None, UNKNOWN));
-        check(Some(-NOW.0), None, (0, None, UNKNOWN));
-        check(Some(EARLIEST.0 - NOW.0), None, (EARLIEST.0 - NOW.0, Some(UNKNOWN_ERROR), SYNCED));
-        check(Some(EARLIEST.0 - NOW.0 - 1), None, (0, None, UNKNOWN));
-        check(Some(i64::MAX - NOW.0), Some((i64::MAX, 0)), (0, None, UNKNOWN));
-    }
-
-    #[test]
-    fn a_measured_offset_is_applied_where_it_says_more_than_its_error() {
-        check(Some(-SECOND), Some((50 * MS, 0)), (-SECOND, Some(0), SYNCED));
-        check(Some(-SECOND), Some((51 * MS, 20 * MS as u64)), (-949 * MS, Some(10 * MS), SYNCED));
-        check(Some(-SECOND), Some((-51 * MS, 20 * MS as u64)), (-1051 * MS, Some(10 * MS), SYNCED));
-        check(Some(-SECOND), Some((90 * MS, 60 * MS as u64)), (-SECOND, Some(30 * MS), SYNCED));
-        check(Some(-SECOND), Some((7 * SECOND, 0)), (0, None, UNKNOWN));
-        check(Some(-SECOND), Some((i64::MIN, u64::MAX)), (-SECOND, Some(i64::MAX), SYNCED));
-    }
+/// Whether an offset says more than its error.
+fn applies(offset: i64, err: i64) -> bool {
+    offset.saturating_abs() > TOLERANCE && offset.saturating_abs() > err.saturating_mul(3)
 }

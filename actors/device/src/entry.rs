@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 pub use codec::DecodeError;
 
 use crate::alert::{Ack, IncidentId, Transition};
+use crate::clock::Note;
 use crate::command::Step;
 use crate::id::{DeviceId, ShardId};
 use crate::payload::PayloadFormat;
@@ -82,6 +83,8 @@ pub struct Records {
     pub stamps: Stamps,
     /// False when the device gave no numbers, so that a repeat cannot be told from a new reading.
     pub assured: bool,
+    /// How the times of the records follow from the device's own; `None`: as [`crate::clock::stamp`] says.
+    pub clock: Option<Box<Note>>,
 }
 
 /// Most payloads are one run: it needs no memory of its own.

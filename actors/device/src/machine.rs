@@ -7,6 +7,7 @@
 
 mod acks;
 mod alerting;
+mod clocks;
 mod drawn;
 mod epochs;
 mod frames;
@@ -85,6 +86,8 @@ pub struct Device {
     shadow_rules: Arc<ShadowRules>,
     /// The session it has greeted with last: reports of others are too late.
     session: Option<u64>,
+    /// What is known of its clocks.
+    time: clocks::Time,
 }
 
 impl Device {
@@ -106,6 +109,7 @@ impl Device {
             keeping: None,
             shadow_rules: Arc::default(),
             session: None,
+            time: clocks::Time::default(),
         }
     }
 
@@ -198,7 +202,7 @@ impl Device {
             self.in_flight = self.in_flight.saturating_sub(1);
         }
         self.now = self.now.max(entry.received);
-        let mut effects = Vec::new();
+        let mut effects = self.apply_note(entry);
         match &entry.body {
             Body::Records(records) if !records.assured => {
                 self.unnumbered += records.runs.iter().map(|run| u64::from(run.len)).sum::<u64>();
@@ -289,6 +293,11 @@ impl Device {
     /// The last entry of this position was applied (or the position holds none of this device).
     pub fn advance(&mut self, position: Position) {
         self.as_of = self.as_of.max(position);
+    }
+
+    /// It is that time: what comes out of [`Self::apply`] from now on says so.
+    pub fn heard(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
     }
 
     /// Does what is due: acks that were held back, requests for what is missing.

@@ -148,12 +148,23 @@ pub fn validate(
 
 /// A frame's header and the check of its records, in one go. The inner result is about the records alone: with a
 /// header one knows at least which numbers it is about.
-pub(crate) fn validate_frame(payload: &[u8], catalog: &Catalog) -> Result<(FrameHeader, Result<(), Refusal>), Refusal> {
+/// The inner result has the earliest and the latest time of the records.
+pub(crate) fn validate_frame(payload: &[u8], catalog: &Catalog) -> Result<(FrameHeader, Checked), Refusal> {
     let (header, body) = frame::parse(payload)?;
+    let mut span: Option<(Timestamp, Timestamp)> = None;
+    let mut head = |head: &Head| {
+        if let Some(ts) = head.ts {
+            span = Some(span.map_or((ts, ts), |(low, high)| (low.min(ts), high.max(ts))));
+        }
+    };
     let records = frame::known(&header, catalog)
-        .and_then(|()| frame::read_body(payload, &header, body, catalog, &mut Heads(&mut |_: &Head| {})));
-    Ok((header, records))
+        .and_then(|()| frame::read_body(payload, &header, body, catalog, &mut Heads(&mut head)));
+    let span = span.unwrap_or((header.base_time, header.base_time));
+    Ok((header, records.map(|()| span)))
 }
+
+/// The times that a frame's records lie between, or why it has none.
+type Checked = Result<(Timestamp, Timestamp), Refusal>;
 
 /// Wants all values, so that all are checked, and keeps none.
 struct Heads<'a, F>(&'a mut F);

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::keeper::Keeper;
 use super::{Clock, Command, EdgeConfig, Fault, Receipt, Shared};
 use crate::agent::{Agent, Event};
+use crate::clock::{Clocks, Stamp};
 use crate::error::EdgeError;
 use crate::mqtt::{Hail, Incoming, Link, MqttError};
 use crate::outbox::{Outbox, Pushed};
@@ -77,6 +78,7 @@ pub(super) struct Task {
     reconnect_at: Option<Instant>,
     reconnect_wait: Duration,
     session: u64,
+    clocks: Clocks,
     stalled: Option<Batch>,
     /// Pushed, but not durable yet.
     waiting: Vec<Batch>,
@@ -139,6 +141,7 @@ impl Task {
             reconnect_at: Some(now),
             reconnect_wait: RECONNECT_AFTER,
             session: 0,
+            clocks: Clocks::default(),
             stalled: None,
             waiting: Vec::new(),
             commit_at: None,
@@ -246,6 +249,12 @@ impl Task {
         self.started.elapsed()
     }
 
+    /// Both clocks.
+    fn stamp(&self) -> Stamp {
+        let mono = u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Stamp { wall: (self.clock)(), mono }
+    }
+
     async fn command(&mut self, command: Command) {
         match command {
             Command::Record { readings, reply } => {
@@ -283,6 +292,8 @@ impl Task {
     /// Numbers readings; commits when there are enough of them, or later.
     async fn push(&mut self, mut batch: Batch) {
         let mut tried = false;
+        // The reading's time is of the wall clock as it was a moment ago.
+        let now = self.stamp();
         while let Some(reading) = batch.readings.front() {
             let Some(outbox) = &mut self.outbox else { return };
             match outbox.push(reading) {
@@ -293,6 +304,7 @@ impl Task {
                         batch.receipt.first = seq;
                     }
                     batch.receipt.last = seq;
+                    self.clocks.records(outbox.live(), seq, now);
                     self.schema = reading.schema;
                     batch.readings.pop_front();
                 }

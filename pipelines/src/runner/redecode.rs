@@ -309,6 +309,7 @@ impl Runner {
                     runs,
                     stamps: Stamps::new(),
                     assured: true,
+                    clock: None,
                 };
                 let entry = Entry { device: letter.device, received: letter.received, body: Body::Records(records) };
                 builder.push(&entry)?;

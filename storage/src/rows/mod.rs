@@ -6,6 +6,7 @@
 
 mod alerts;
 mod aside;
+mod clocks;
 mod column;
 mod keeping;
 mod stream;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
-use device::clock::stamp;
+use device::clock::{Note, stamp_noted};
 use device::entry::{Body, Entry, Reason, Records, Run};
 use device::payload::{self, Head, RecordSink, Refusal};
 use device::schema::{Catalog, StreamIndex, Value};
@@ -24,9 +25,10 @@ use device::time::Timestamp;
 
 use self::alerts::Alerts;
 use self::aside::{DeadLetters, Letter, Losses};
+use self::clocks::ClockChanges;
 use self::keeping::{Changes, Connections, Steps};
 use self::stream::{RowHead, StreamRows};
-use crate::schema::{ALERTS, COMMANDS, CONNECTIONS, DEAD_LETTERS, LOSSES, SHADOW_HISTORY};
+use crate::schema::{ALERTS, CLOCK, COMMANDS, CONNECTIONS, DEAD_LETTERS, LOSSES, SHADOW_HISTORY};
 
 /// Rows after which a batch is sealed.
 const SEAL_ROWS: usize = 1 << 20;
@@ -52,6 +54,7 @@ pub struct RowBuilder {
     changes: Changes,
     steps: Steps,
     connections: Connections,
+    clocks: ClockChanges,
     /// Batches that grew too large to go on with.
     sealed: Vec<(TableName, RecordBatch)>,
     rows: usize,
@@ -75,6 +78,7 @@ impl RowBuilder {
             changes: Changes::default(),
             steps: Steps::default(),
             connections: Connections::default(),
+            clocks: ClockChanges::default(),
             sealed: Vec::new(),
             rows: 0,
             bytes: 0,
@@ -100,7 +104,13 @@ impl RowBuilder {
     /// Adds what an entry says. Fails only if a finished batch is not sound, which would be a bug.
     pub fn push(&mut self, entry: &Entry) -> Result<(), ArrowError> {
         match &entry.body {
-            Body::Records(records) => self.push_records(entry, records),
+            Body::Records(records) => {
+                for change in records.clock.iter().flat_map(|note| &note.changes) {
+                    self.clocks.push(entry.device.as_str(), entry.received, *change);
+                    self.rows += 1;
+                }
+                self.push_records(entry, records);
+            }
             Body::Loss(loss) => {
                 self.losses.push(entry.device.as_str(), loss, entry.received);
                 self.rows += 1;
@@ -157,6 +167,7 @@ impl RowBuilder {
             assured: records.assured,
             runs: &records.runs,
             measured: None,
+            note: records.clock.as_deref(),
             current: None,
             filled: 0,
         };
@@ -199,7 +210,8 @@ impl RowBuilder {
     }
 
     /// Gives out all rows gathered so far, in batches of one table each: streams in the order of the catalog, then
-    /// `_dead_letters`, `_losses`, `_alerts`, `_shadow_history`, `_commands` and `_connections`; of a table that was sealed on the way, the older batch first.
+    /// `_dead_letters`, `_losses`, `_alerts`, `_shadow_history`, `_commands`, `_connections` and `_clock`; of a table that was
+    /// sealed on the way, the older batch first.
     pub fn finish(&mut self) -> Result<Vec<(TableName, RecordBatch)>, ArrowError> {
         self.seal()?;
         Ok(std::mem::take(&mut self.sealed))
@@ -238,6 +250,10 @@ impl RowBuilder {
             let rows = std::mem::take(&mut self.connections);
             self.sealed.push((TableName::from(CONNECTIONS), rows.finish()?));
         }
+        if self.clocks.len() > 0 {
+            let rows = std::mem::take(&mut self.clocks);
+            self.sealed.push((TableName::from(CLOCK), rows.finish()?));
+        }
         self.rows = 0;
         self.bytes = 0;
         Ok(())
@@ -256,6 +272,7 @@ struct Filling<'a> {
     /// The runs that are still to come; the first may be under way.
     runs: &'a [Run],
     measured: Option<(i64, u64)>,
+    note: Option<&'a Note>,
     current: Option<StreamIndex>,
     filled: u32,
 }
@@ -295,7 +312,7 @@ impl RecordSink for Filling<'_> {
             device: self.device,
             epoch: run.epoch,
             seq: run.seq + u64::from(head.index - run.index),
-            stamp: stamp(head.ts, self.received, self.measured),
+            stamp: stamp_noted(head.ts, self.received, self.measured, self.note),
             received: self.received,
             assured: self.assured,
             head,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float64Type, Int64Type, TimestampNanosecondType, UInt8Type, UInt32Type};
 use bytes::Bytes;
+use device::clock::{Change, ChangeKind, EXTRAPOLATED, Note, Piece, UNKNOWN};
 use device::entry::{DeadLetter, Loss, LossReason, Stamps};
 use device::id::DeviceId;
 use device::payload::PayloadFormat;
@@ -44,6 +45,7 @@ fn records(device: &str, json: &str, runs: Vec<Run>) -> Entry {
             runs: runs.into(),
             stamps: Stamps::new(),
             assured: true,
+            clock: None,
         }),
     }
 }
@@ -185,4 +187,43 @@ fn a_frame_is_read_with_its_measured_clock() {
     assert_eq!(ts.values().to_vec(), [NOW.0 - 2_000_000_000, NOW.0 - 1_500_000_000]);
     assert_eq!(numbers(rows, "clock_err_ns"), [Some(5_000_000); 2]);
     assert_eq!(numbers(rows, "seq"), [Some(11), Some(12)]);
+}
+
+#[test]
+fn times_follow_the_note_of_the_entry_and_its_changes_are_rows() {
+    let piece = Piece {
+        from: Timestamp(i64::MIN),
+        at: NOW.plus(-10_000_000_000),
+        offset: 3_000_000_000,
+        rate: 0,
+        err: 1_000_000,
+        err_rate: 100_000,
+        quality: EXTRAPOLATED,
+    };
+    let unknown = Piece { from: NOW.plus(-5_000_000_000), quality: UNKNOWN, ..piece };
+    let span = (NOW.plus(-60_000_000_000), NOW);
+    let change = Change { kind: ChangeKind::Drifting, clock: 2, span, offset: 3_000_000_000, err: 5, rate: Some(-7) };
+    let note = Note {
+        pieces: vec![piece, unknown].into(),
+        seen: None,
+        changes: vec![change, Change { rate: None, ..change }],
+    };
+    let time = |ago: i64| NOW.0 - ago * 1_000_000_000;
+    let json = format!(r#"[{{"ts": {}}}, {{"ts": {}}}, {{}}]"#, time(10), time(4));
+    let mut entry = records("a", &json, vec![run(0, 3, 1)]);
+    if let Body::Records(records) = &mut entry.body {
+        records.clock = Some(Box::new(note));
+    }
+    let tables = build(&[entry]);
+    let rows = tables.values().find(|rows| rows.column_by_name("clock_q").is_some()).unwrap();
+    let times = rows.column_by_name("ts").unwrap().as_primitive::<TimestampNanosecondType>();
+    assert_eq!(times.values().to_vec(), [time(7), NOW.0, NOW.0]);
+    let quality = rows.column_by_name("clock_q").unwrap().as_primitive::<UInt8Type>();
+    assert_eq!(quality.values().to_vec(), [EXTRAPOLATED, UNKNOWN, UNKNOWN]);
+    assert_eq!(numbers(rows, "clock_err_ns"), [Some(1_000_000), None, None]);
+    let changes = &tables["_clock"];
+    assert_eq!(changes.num_rows(), 2);
+    assert_eq!(numbers(changes, "offset_ns"), [Some(3_000_000_000); 2]);
+    assert_eq!(numbers(changes, "rate_ppb"), [Some(-7), None]);
+    assert_eq!(changes.column_by_name("event").unwrap().as_string::<i32>().value(0), "drift");
 }

@@ -7,7 +7,8 @@ use device::schema::Value;
 use device::seq::{Epoch, MAX_SEQ};
 use device::time::Timestamp;
 use edge::agent::{Action, Agent, AgentConfig, Event};
-use edge::frame::{self, Stamp};
+use edge::clock::{Clocks, Stamp};
+use edge::frame::{self, Times};
 use edge::outbox::{Fresh, Outbox, OutboxConfig, Pushed};
 use edge::{FrameConfig, Reading, SchemaRef, wire};
 
@@ -25,6 +26,7 @@ struct Process {
     /// Pushed and not durable yet.
     pushed: Vec<i64>,
     session: u64,
+    clocks: Clocks,
 }
 
 /// One device with an edge agent.
@@ -58,8 +60,15 @@ impl EdgeDevice {
         let Ok((outbox, _)) = Outbox::open(Box::new(self.media.clone()), config, fresh) else { return false };
         let config = AgentConfig { frame_records: self.frame.records as u64, ..AgentConfig::default() };
         let agent = Agent::new(config, random.next(), &outbox.epochs(), outbox.lost());
-        let process = Process { outbox, agent, since: now, commit_at: None, pushed: Vec::new(), session: 0 };
-        self.process = Some(process);
+        self.process = Some(Process {
+            outbox,
+            agent,
+            since: now,
+            commit_at: None,
+            pushed: Vec::new(),
+            session: 0,
+            clocks: Clocks::default(),
+        });
         true
     }
 
@@ -97,9 +106,13 @@ impl EdgeDevice {
         let mut values = vec![(2, Value::I64(n)), (3, Value::Text(&truth.status))];
         values.extend(truth.temperature.map(|t| (1, Value::F64(t))));
         let reading = Reading::new(Timestamp(truth.ts), SCHEMA, &values);
+        let wall = self.common.stamp(now);
         let Some(process) = &mut self.process else { return };
         match process.outbox.push(&reading) {
-            Ok(Pushed::Numbered(_)) => process.pushed.push(n),
+            Ok(Pushed::Numbered(seq)) => {
+                process.clocks.records(process.outbox.live(), seq, Stamp { wall, mono: mono(process.since, now) });
+                process.pushed.push(n);
+            }
             Ok(Pushed::Dropped(_)) | Err(_) => {}
         }
         let due = now + 50;
@@ -108,15 +121,20 @@ impl EdgeDevice {
 
     /// A message from the engine.
     pub(super) fn message(&mut self, now: i64, topic: &str, payload: &[u8]) {
-        let Some(process) = &self.process else { return };
-        let event = match topic {
-            "ack" => wire::ack(payload).map(Event::Ack),
-            "hello/ack" => wire::hello_ack(payload, process.session).map(|(ack, _)| Event::HelloAck(ack)),
+        let wall = self.common.stamp(now);
+        let Some(process) = &mut self.process else { return };
+        let said = match topic {
+            "ack" => wire::ack(payload).map(|(ack, times)| (Event::Ack(ack), times)),
+            "hello/ack" => {
+                wire::hello_ack(payload, process.session).map(|(ack, _, times)| (Event::HelloAck(ack), times))
+            }
             _ => None,
         };
-        if let Some(event) = event {
-            self.step(now, event);
+        let Some((event, times)) = said else { return };
+        if let Some(times) = times {
+            process.clocks.answered(times, Stamp { wall, mono: mono(process.since, now) });
         }
+        self.step(now, event);
     }
 
     /// Time has passed.
@@ -181,8 +199,13 @@ impl EdgeDevice {
 
     fn act(&mut self, now: i64, action: Action, events: &mut Vec<Event>) {
         let Some(process) = &mut self.process else { return };
-        let mono = (now - process.since) as u64 * 1_000_000;
+        let mono = mono(process.since, now);
         let stamp = Stamp { wall: self.common.stamp(now), mono };
+        let Process { outbox, clocks, .. } = process;
+        if matches!(action, Action::Hello(_) | Action::Send { .. } | Action::Declare(_)) {
+            clocks.sends(stamp);
+        }
+        let measured = clocks.measured(stamp);
         let mut payloads = Vec::new();
         match action {
             Action::Hello(epochs) => {
@@ -200,13 +223,16 @@ impl EdgeDevice {
             }
             Action::Send { epoch, first, last, .. } => {
                 let count = usize::try_from(last - first + 1).unwrap_or(usize::MAX);
-                if let Ok(records) = process.outbox.read(epoch, first, last, count) {
-                    payloads = frame::pack(epoch, &records, &self.frame, stamp).0;
+                if let Ok(records) = outbox.read(epoch, first, last, count) {
+                    let apart = |seq| clocks.apart(epoch, seq);
+                    let times = Times { stamp, measured, apart: &apart };
+                    payloads = frame::pack(epoch, &records, &self.frame, &times).0;
                 }
             }
             Action::Declare(lost) => {
                 if let Some(epoch) = lost.first().map(|lost| lost.epoch) {
-                    payloads.extend(frame::declare(epoch, &lost, SCHEMA, stamp));
+                    let times = Times { measured, ..Times::of(stamp) };
+                    payloads.extend(frame::declare(epoch, &lost, SCHEMA, &times));
                 }
             }
             Action::Forget(ack) => {
@@ -230,4 +256,9 @@ impl EdgeDevice {
         self.tickets += 1;
         self.common.out.push(super::device::Uplink { hello, payload, ticket: self.tickets });
     }
+}
+
+/// The monotonic clock of a process.
+fn mono(since: i64, now: i64) -> u64 {
+    (now - since) as u64 * 1_000_000
 }

@@ -80,7 +80,7 @@ fn compare(ground: &Ground, machines: &mut [&mut Machine]) -> Result<(), String>
     let reference = Reference::of(&ledger, ground.params.shards, &ground.begun.lock())?;
     alerts::compare(&ground.trace, &ledger, ground.params.shards, &ground.begun.lock())?;
     let found = tables::read(&ground.disks.objects())?;
-    for table in ["telemetry", "_losses", "_dead_letters", "_alerts"] {
+    for table in ["telemetry", "_losses", "_dead_letters", "_alerts", "_clock"] {
         let none = Vec::new();
         let expected = tables::sorted(reference.tables.get(table).unwrap_or(&none))?;
         let found = tables::sorted(found.get(table).unwrap_or(&none))?;

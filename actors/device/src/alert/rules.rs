@@ -6,7 +6,7 @@ use super::condition::Scalar;
 use super::lane::OLD;
 use super::machine::Sample;
 use super::rule::Rule;
-use crate::clock::stamp;
+use crate::clock::{Note, stamp_noted};
 use crate::entry::{Records, Run};
 use crate::payload::{self, Head, RecordSink};
 use crate::schema::{Catalog, StreamIndex, Value};
@@ -120,6 +120,7 @@ impl Rules {
             received,
             runs: &records.runs,
             measured: None,
+            note: records.clock.as_deref(),
             head: None,
             cells: Vec::new(),
             out: Vec::new(),
@@ -146,6 +147,7 @@ struct Reader<'a> {
     /// The runs that are still to come; the first may be under way.
     runs: &'a [Run],
     measured: Option<(i64, u64)>,
+    note: Option<&'a Note>,
     head: Option<(StreamIndex, Timestamp, bool)>,
     cells: Vec<(u16, Cell)>,
     out: Vec<(u16, Sample)>,
@@ -168,7 +170,7 @@ impl RecordSink for Reader<'_> {
         if !admitted || !self.rules.all.iter().any(|rule| rule.stream == head.stream) {
             return false;
         }
-        let ts = stamp(head.ts, self.received, self.measured).ts;
+        let ts = stamp_noted(head.ts, self.received, self.measured, self.note).ts;
         let old = head.flags & REPLAYED != 0 || self.received.since(ts) > OLD;
         self.head = Some((head.stream, ts, old));
         true

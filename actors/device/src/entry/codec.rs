@@ -9,6 +9,7 @@ use super::{
     Body, DeadLetter, Entry, LogBody, LogRecord, Loss, LossReason, Partial, Reason, Records, Run, Runs, Stamps,
 };
 use crate::alert::{Ack, IncidentId, Transition};
+use crate::clock::Note;
 use crate::command::Step;
 use crate::id::{DeviceId, ShardId};
 use crate::payload::PayloadFormat;
@@ -18,8 +19,10 @@ use crate::status::Status;
 use crate::time::Timestamp;
 use crate::varint::{self, Broken, Cursor};
 
-/// The newest version. Records that older engines know are written as [`FIRST`].
-const VERSION: u8 = 4;
+/// The newest version: with notes about clocks. Records that older engines know are written as [`FIRST`].
+const VERSION: u8 = 5;
+/// With shadows and commands.
+const SHADOWS: u8 = 4;
 /// With what alerts write, without shadows and commands.
 const ALERTS: u8 = 3;
 /// With partials, without what alerts write.
@@ -41,6 +44,10 @@ const TRANSITIONS: u8 = 7;
 const SHADOW: u8 = 8;
 const COMMAND: u8 = 9;
 const STATUS: u8 = 10;
+
+/// Beside the payload's format: it has numbers of its own, and there is a note about its times.
+const ASSURED: u8 = 0x80;
+const NOTED: u8 = 0x40;
 
 /// Why bytes are not a log record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -72,8 +79,9 @@ impl From<Broken> for DecodeError {
 impl LogRecord {
     /// Appends the record's stored form to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let version = |entry: &Entry| match entry.body {
-            Body::Shadow(_) | Body::Command(_) | Body::Status(_) => VERSION,
+        let version = |entry: &Entry| match &entry.body {
+            Body::Records(records) if records.clock.is_some() => VERSION,
+            Body::Shadow(_) | Body::Command(_) | Body::Status(_) => SHADOWS,
             Body::Tick { .. } | Body::Acknowledge { .. } | Body::Transitions(_) => ALERTS,
             Body::Records(_) | Body::Loss(_) | Body::DeadLetter(_) | Body::Closed { .. } => FIRST,
         };
@@ -161,7 +169,11 @@ fn put_entry(out: &mut Vec<u8>, time: Timestamp, entry: &Entry) {
     match &entry.body {
         Body::Records(records) => {
             out.push(RECORDS);
-            out.push(records.format as u8 | u8::from(records.assured) << 7);
+            out.push(
+                records.format as u8
+                    | if records.assured { ASSURED } else { 0 }
+                    | if records.clock.is_some() { NOTED } else { 0 },
+            );
             varint::put(out, records.runs.len() as u64);
             for run in &records.runs {
                 varint::put(out, u64::from(run.index));
@@ -174,6 +186,9 @@ fn put_entry(out: &mut Vec<u8>, time: Timestamp, entry: &Entry) {
             for stamp in &records.stamps {
                 varint::put_signed(out, stamp.0.wrapping_sub(before));
                 before = stamp.0;
+            }
+            if let Some(note) = &records.clock {
+                note.put(entry.received, out);
             }
             varint::put_bytes(out, &records.payload);
         }
@@ -324,8 +339,8 @@ fn entry(cursor: &mut Cursor<'_>, whole: &Bytes, time: Timestamp, before: Option
 
 fn records(cursor: &mut Cursor<'_>, whole: &Bytes, received: Timestamp) -> Result<Records, Broken> {
     let format = cursor.byte("a payload format")?;
-    let assured = format & 0x80 != 0;
-    let format = match PayloadFormat::from_u8(format & 0x7f) {
+    let (assured, noted) = (format & ASSURED != 0, format & NOTED != 0);
+    let format = match PayloadFormat::from_u8(format & !(ASSURED | NOTED)) {
         Some(format) => format,
         None => return cursor.broken("a payload format"),
     };
@@ -351,7 +366,8 @@ fn records(cursor: &mut Cursor<'_>, whole: &Bytes, received: Timestamp) -> Resul
         before = before.wrapping_add(cursor.signed("a time")?);
         stamps.push(Timestamp(before));
     }
-    Ok(Records { format, payload: cursor.shared(whole, "a payload")?, runs, stamps, assured })
+    let clock = if noted { Some(Box::new(Note::get(cursor, received)?)) } else { None };
+    Ok(Records { format, payload: cursor.shared(whole, "a payload")?, runs, stamps, assured, clock })
 }
 
 #[cfg(test)]

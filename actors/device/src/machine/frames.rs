@@ -21,8 +21,12 @@ impl Device {
             Err(refusal) => return self.bad_frame(message, refusal),
         };
         self.acks.frame(header.send_time, message.received);
+        let mut span = None;
         let quarantine = match records {
-            Ok(()) => None,
+            Ok(times) => {
+                span = Some(times);
+                None
+            }
             Err(refusal) if matches!(refusal.reason, Reason::UnknownSchema | Reason::SchemaMismatch) => Some(refusal),
             Err(refusal) => return self.bad_frame(message, refusal),
         };
@@ -47,6 +51,9 @@ impl Device {
             Known::Never => self.epochs.open(epoch, 0),
         }
         let mut verdict = self.number(message, &header, quarantine, effects);
+        if let Some(span) = span {
+            self.note_frame(&mut verdict.entries, &header, span, message.received);
+        }
         verdict.streams = catalog.numbered(header.schema_id, header.schema_version.major).map_or(0, stream_bit);
         if verdict.entries.is_empty() {
             self.epochs.forget_unused(epoch);
@@ -187,6 +194,7 @@ impl Device {
                     runs,
                     stamps: Stamps::new(),
                     assured: true,
+                    clock: None,
                 }));
                 decision = Decision::Commit;
             }

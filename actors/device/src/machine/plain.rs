@@ -107,6 +107,7 @@ impl Device {
         }
         self.number_free(&mut draft, message, format, random);
         self.write(&mut draft, message, format);
+        self.note_plain(&mut draft.entries, first.iter().chain(&rest), message.received);
         draft.counts.stored = records - draft.counts.duplicate;
         let decision = match (draft.entries.is_empty(), draft.staged_before) {
             (false, _) => Decision::Commit,
@@ -361,7 +362,14 @@ impl Device {
             self.sessions.remove(0);
         }
         self.sessions.push(numbers);
-        let records = Records { format, payload: message.payload.clone(), runs, stamps: Stamps::new(), assured: false };
+        let records = Records {
+            format,
+            payload: message.payload.clone(),
+            runs,
+            stamps: Stamps::new(),
+            assured: false,
+            clock: None,
+        };
         let body = Body::Records(records);
         draft.entries.push(Entry { device: self.id.clone(), received: message.received, body });
     }
@@ -374,7 +382,7 @@ impl Device {
         {
             if !runs.is_empty() {
                 let payload = message.payload.clone();
-                let body = Body::Records(Records { format, payload, runs, stamps, assured: true });
+                let body = Body::Records(Records { format, payload, runs, stamps, assured: true, clock: None });
                 draft.entries.push(Entry { device: self.id.clone(), received: message.received, body });
             }
         }

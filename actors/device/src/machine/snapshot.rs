@@ -6,6 +6,7 @@ use super::drawn::{Ring, Staged};
 use super::keeping::Held;
 use super::{Device, SnapshotError};
 use crate::alert::Alerts;
+use crate::clock::Clocks;
 use crate::command::Commands;
 use crate::dedup::{EpochState, Tally, WINDOW};
 use crate::id::DeviceId;
@@ -14,8 +15,10 @@ use crate::shadow::Shadows;
 use crate::status::Status;
 use crate::varint::{self, Broken, Cursor};
 
-/// The newest version that [`Device::snapshot`] writes: with a byte that says which of the parts behind it are there.
-const VERSION: u8 = 3;
+/// The newest version that [`Device::snapshot`] writes: with clocks among the parts.
+const VERSION: u8 = 4;
+/// The version with a byte that says which of the parts behind it are there.
+const PARTS: u8 = 3;
 /// The version of devices that have alerts and nothing else of these parts.
 const ALERTS: u8 = 2;
 /// The version of devices that have none of them.
@@ -25,6 +28,7 @@ const HAS_ALERTS: u8 = 1;
 const HAS_SHADOWS: u8 = 2;
 const HAS_COMMANDS: u8 = 4;
 const HAS_STATUS: u8 = 8;
+const HAS_CLOCKS: u8 = 16;
 
 const FRAMED: u8 = 1;
 const ZERO: u8 = 2;
@@ -40,10 +44,11 @@ impl From<Broken> for SnapshotError {
 impl Device {
     /// The durable part of the device's state. Call it between positions, not between the entries of one.
     pub fn snapshot(&self) -> Vec<u8> {
-        let version = match (&self.keeping, &self.alerts) {
-            (Some(_), _) => VERSION,
-            (None, Some(_)) => ALERTS,
-            (None, None) => PLAIN,
+        let version = match (&self.time.durable, &self.keeping, &self.alerts) {
+            (Some(_), _, _) => VERSION,
+            (None, Some(_), _) => PARTS,
+            (None, None, Some(_)) => ALERTS,
+            (None, None, None) => PLAIN,
         };
         let mut out = vec![version];
         varint::put(&mut out, self.as_of.0);
@@ -80,11 +85,15 @@ impl Device {
                 (before, step) = (*ts, next);
             }
         }
-        if version == VERSION {
-            let alerts = if self.alerts.is_some() { HAS_ALERTS } else { 0 };
+        if version >= PARTS {
+            let part = |there: bool, part: u8| if there { part } else { 0 };
             let has_status = self.keeping.as_ref().is_some_and(|keeping| keeping.status.durable().is_some());
-            let status = if has_status { HAS_STATUS } else { 0 };
-            out.push(alerts | HAS_SHADOWS | HAS_COMMANDS | status);
+            out.push(
+                part(self.alerts.is_some(), HAS_ALERTS)
+                    | part(self.keeping.is_some(), HAS_SHADOWS | HAS_COMMANDS)
+                    | part(has_status, HAS_STATUS)
+                    | part(self.time.durable.is_some(), HAS_CLOCKS),
+            );
         }
         if let Some(alerts) = &self.alerts {
             alerts.put(&mut out);
@@ -96,6 +105,9 @@ impl Device {
                 status.put(&mut out);
             }
         }
+        if let Some(clocks) = &self.time.durable {
+            clocks.put(&mut out);
+        }
         out
     }
 
@@ -104,7 +116,7 @@ impl Device {
         let mut cursor = Cursor::new(snapshot);
         let version = cursor.byte("a version")?;
         match version {
-            PLAIN | ALERTS | VERSION => {}
+            PLAIN | ALERTS | PARTS | VERSION => {}
             found if found > VERSION => return Err(SnapshotError::Newer { found, known: VERSION }),
             _ => return Err(SnapshotError::Damaged { at: 0, what: "a version" }),
         }
@@ -135,11 +147,11 @@ impl Device {
             device.numbering.rings.push(ring(&mut cursor)?);
         }
         let parts = match version {
-            VERSION => cursor.byte("which parts there are")?,
+            PARTS | VERSION => cursor.byte("which parts there are")?,
             ALERTS => HAS_ALERTS,
             _ => 0,
         };
-        if parts & !(HAS_ALERTS | HAS_SHADOWS | HAS_COMMANDS | HAS_STATUS) != 0 {
+        if parts & !(HAS_ALERTS | HAS_SHADOWS | HAS_COMMANDS | HAS_STATUS | HAS_CLOCKS) != 0 {
             return cursor.broken("parts that this engine knows").map_err(Into::into);
         }
         if parts & HAS_ALERTS != 0 {
@@ -153,6 +165,9 @@ impl Device {
         }
         if parts & HAS_STATUS != 0 {
             device.keeping.get_or_insert_default().status = Held::of(Some(Status::get(&mut cursor)?));
+        }
+        if parts & HAS_CLOCKS != 0 {
+            device.time.durable = Some(Box::new(Clocks::get(&mut cursor)?));
         }
         cursor.end("the end of the snapshot")?;
         Ok(device)

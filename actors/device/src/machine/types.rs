@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use crate::alert::Transition;
+use crate::clock::{Change, ChangeKind};
 use crate::entry::Entries;
 use crate::payload::{PayloadFormat, Refusal};
 use crate::seq::Epoch;
@@ -141,6 +142,8 @@ pub enum Event {
     ReportTooLate,
     /// The will of an earlier session came when the next one stood: it counts for nothing.
     WillTooLate,
+    /// Something happened to the device's clock; the table `_clock` has it, too.
+    Clock(Change),
 }
 
 impl Event {
@@ -155,6 +158,13 @@ impl Event {
             Self::CloneSuspected => "clone_suspected",
             Self::ReportTooLate => "report_too_late",
             Self::WillTooLate => "will_too_late",
+            Self::Clock(change) => match change.kind {
+                ChangeKind::Synced => "clock_synced",
+                ChangeKind::Ended => "clock_ended",
+                ChangeKind::Drifting => "clock_drift",
+                ChangeKind::Settled => "clock_drift_cleared",
+                ChangeKind::Rejected => "clock_rate_rejected",
+            },
         }
     }
 }

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use super::Task;
 use crate::agent::{Action, EpochAck, Event};
-use crate::frame::{self, Stamp};
+use crate::clock::Exchange;
+use crate::frame::{self, Times};
 use crate::mqtt::{Incoming, Outgoing};
 use crate::outbox::{EpochView, Lost, Outbox};
 use crate::wire;
@@ -30,11 +31,15 @@ impl Task {
     pub(super) async fn incoming(&mut self, message: Incoming) {
         match message {
             Incoming::Message { topic, payload } if topic == self.topics.ack => match wire::ack(&payload) {
-                Some(ack) => self.step(Event::Ack(ack)).await,
+                Some((ack, times)) => {
+                    self.answered(times);
+                    self.step(Event::Ack(ack)).await;
+                }
                 None => tracing::warn!(device = %self.config.device, "an ack frame that does not decode"),
             },
             Incoming::Message { topic, payload } if topic == self.topics.hello_ack => {
-                if let Some((ack, wish)) = wire::hello_ack(&payload, self.session) {
+                if let Some((ack, wish, times)) = wire::hello_ack(&payload, self.session) {
+                    self.answered(times);
                     self.reconnect_wait = super::RECONNECT_AFTER;
                     self.step(Event::HelloAck(ack)).await;
                     self.greeted(wish).await;
@@ -83,7 +88,10 @@ impl Task {
             Action::Send { epoch, first, last, attempt } => self.send(epoch, first, last, attempt),
             Action::Declare(lost) => {
                 let Some(epoch) = lost.first().map(|lost| lost.epoch) else { return };
-                if let Some(frame) = frame::declare(epoch, &lost, self.schema, self.stamp()) {
+                let stamp = self.stamp();
+                self.clocks.sends(stamp);
+                let times = Times { measured: self.clocks.measured(stamp), ..Times::of(stamp) };
+                if let Some(frame) = frame::declare(epoch, &lost, self.schema, &times) {
                     self.publish_frame(&frame);
                 }
             }
@@ -120,6 +128,7 @@ impl Task {
             applied_dv: self.keeper.watch().borrow().shadows().get(DEFAULT).map(|held| held.applied_dv),
             ..Hello::default()
         };
+        self.clocks.sends(stamp);
         let Some(link) = &mut self.link else { return };
         let (payload, online) = (hello.encode(), wire::online(&hello));
         let message = Outgoing { qos: 1, ..telemetry(&self.topics.hello, &payload) };
@@ -148,7 +157,11 @@ impl Task {
                 return;
             }
         };
-        let (frames, bad) = frame::pack(epoch, &records, &self.config.frame, stamp);
+        self.clocks.sends(stamp);
+        let clocks = &self.clocks;
+        let apart = |seq| clocks.apart(epoch, seq);
+        let times = Times { stamp, measured: clocks.measured(stamp), apart: &apart };
+        let (frames, bad) = frame::pack(epoch, &records, &self.config.frame, &times);
         for seq in bad {
             outbox.declare(Lost { epoch, from: seq, to: seq, reason: LossReason::StorageCorrupt });
         }
@@ -192,9 +205,12 @@ impl Task {
         }
     }
 
-    fn stamp(&self) -> Stamp {
-        let mono = u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        Stamp { wall: (self.clock)(), mono }
+    /// The engine has answered: that measures the clock.
+    fn answered(&mut self, times: Option<Exchange>) {
+        let now = self.stamp();
+        if let Some(times) = times {
+            self.clocks.answered(times, now);
+        }
     }
 
     /// Room may have come with an ack: goes on with what waits for it.

@@ -6,6 +6,7 @@ use smallvec::smallvec;
 use super::*;
 use std::sync::Arc;
 
+use crate::clock::{self, ChangeKind, Piece, Sighting};
 use crate::command::{Order, State};
 use crate::shadow::{Conflict, Policy, Reported, What, Winner};
 
@@ -23,9 +24,10 @@ fn bodies() -> impl Strategy<Value = Body> {
         seq,
     });
     let stamps = prop::collection::vec(any::<i64>().prop_map(Timestamp), 0..4);
-    let records = (format, bytes(), prop::collection::vec(run, 1..4), stamps, any::<bool>()).prop_map(
-        |(format, payload, runs, stamps, assured)| {
-            Body::Records(Records { format, payload, runs: runs.into(), stamps: stamps.into(), assured })
+    let clock = prop::option::of(notes().prop_map(Box::new));
+    let records = (format, bytes(), prop::collection::vec(run, 1..4), stamps, any::<bool>(), clock).prop_map(
+        |(format, payload, runs, stamps, assured, clock)| {
+            Body::Records(Records { format, payload, runs: runs.into(), stamps: stamps.into(), assured, clock })
         },
     );
     let loss = (epochs(), 0..MAX_SEQ, 0..MAX_SEQ, 1u8..=6).prop_map(|(epoch, from, to, reason)| {
@@ -89,6 +91,44 @@ fn bodies() -> impl Strategy<Value = Body> {
     prop_oneof![records, loss, letter, command, shadow, status, epochs().prop_map(|epoch| Body::Closed { epoch })]
 }
 
+fn notes() -> impl Strategy<Value = Note> {
+    let number = any::<i64>;
+    let piece = (any::<[i64; 6]>(), any::<u8>(), any::<bool>()).prop_map(
+        |([from, at, offset, rate, err, err_rate], quality, begin)| Piece {
+            from: Timestamp(if begin { i64::MIN } else { from }),
+            at: Timestamp(at),
+            offset,
+            rate,
+            err,
+            err_rate,
+            quality,
+        },
+    );
+    let sample = prop::option::of((number(), any::<u64>()));
+    let seen = (number(), number(), prop::option::of(any::<u64>()), sample, any::<bool>()).prop_map(
+        |(wall, since, mono, sample, plain)| Sighting {
+            wall: Timestamp(wall),
+            since: Timestamp(since),
+            mono,
+            sample,
+            plain,
+        },
+    );
+    let kinds =
+        [ChangeKind::Synced, ChangeKind::Ended, ChangeKind::Drifting, ChangeKind::Settled, ChangeKind::Rejected];
+    let change = (prop::sample::select(kinds.to_vec()), any::<u64>(), any::<[i64; 4]>(), prop::option::of(number()))
+        .prop_map(|(kind, clock, [from, to, offset, err], rate)| clock::Change {
+            kind,
+            clock,
+            span: (Timestamp(from), Timestamp(to)),
+            offset,
+            err,
+            rate,
+        });
+    (prop::collection::vec(piece, 1..4), prop::option::of(seen), prop::collection::vec(change, 0..3))
+        .prop_map(|(pieces, seen, changes)| Note { pieces: pieces.into(), seen, changes })
+}
+
 fn log_records() -> impl Strategy<Value = LogRecord> {
     let device = "[a-zA-Z0-9._~-]{1,6}".prop_map(|name| DeviceId::new(&name).unwrap());
     let entry = (device, any::<i64>(), bodies()).prop_map(|(device, received, body)| Entry {
@@ -147,6 +187,7 @@ fn payloads_share_the_input() {
         runs: smallvec![Run { index: 0, len: 1, epoch: Epoch(1), seq: 1 }],
         stamps: Stamps::new(),
         assured: true,
+        clock: None,
     };
     let device = DeviceId::new("a").unwrap();
     let entry = Entry { device, received: Timestamp(5), body: Body::Records(records) };
@@ -161,8 +202,8 @@ fn payloads_share_the_input() {
 
 #[test]
 fn a_newer_version_says_so() {
-    let error = LogRecord::decode(Bytes::from_static(&[5, 1, 0, 0])).unwrap_err();
-    assert_eq!(error, DecodeError::Newer { found: 5, known: 4 });
+    let error = LogRecord::decode(Bytes::from_static(&[6, 1, 0, 0])).unwrap_err();
+    assert_eq!(error, DecodeError::Newer { found: 6, known: 5 });
     assert!(error.to_string().contains("run the newer engine"));
     assert_eq!(LogRecord::decode(Bytes::new()), Err(DecodeError::Damaged { at: 0, what: "a version" }));
 }
