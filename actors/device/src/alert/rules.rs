@@ -97,6 +97,8 @@ impl Rules {
             received,
             runs: &[],
             measured: None,
+            // The time of the row is known.
+            note: None,
             head: Some((row.stream, row.ts, old)),
             cells: Vec::new(),
             out: Vec::new(),
