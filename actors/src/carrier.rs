@@ -28,7 +28,7 @@ pub(crate) struct Failure {
     /// What happened, for the log.
     pub(crate) text: String,
     /// The message that was not looked at yet: it belongs to the successor.
-    pub(crate) untouched: Option<Inbound>,
+    pub(crate) untouched: Option<Box<Inbound>>,
 }
 
 /// An entry that is being committed.
@@ -68,7 +68,7 @@ impl Carrier {
             carrier.settle(handle);
             message.take().map_or(Ok(()), |message| carrier.admit(handle, message))
         });
-        let untouched = message;
+        let untouched = message.map(Box::new);
         turn.unwrap_or_else(|failure| Err(Failure { untouched, ..failure }))
     }
 

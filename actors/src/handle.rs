@@ -102,7 +102,7 @@ impl DeviceHandle {
 
     fn vacate(&self, seat: &mut Seat, failure: Failure) {
         let mut waiting = VecDeque::new();
-        waiting.extend(failure.untouched);
+        waiting.extend(failure.untouched.map(|message| *message));
         *seat = Seat::Empty(waiting);
         // It fails only when the actor has just ended; then its supervisor replaces it anyway.
         self.tell(DeviceMessage::Failed(failure.text));
@@ -116,7 +116,7 @@ impl DeviceHandle {
             while let Some(message) = waiting.pop_front() {
                 self.last_seen.store(message.received.0, Ordering::Relaxed);
                 if let Err(mut failure) = carrier.take(self, message) {
-                    waiting.extend(failure.untouched.take());
+                    waiting.extend(failure.untouched.take().map(|message| *message));
                     return Err(failure);
                 }
             }

@@ -9,11 +9,11 @@ use super::{Exit, Output, print};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: Action,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Command {
+enum Action {
     /// Every device that was ever heard of.
     #[command(
         after_help = "Examples:\n  weir devices list\n  weir query --url http://127.0.0.1:8080 \"SELECT * FROM devices WHERE NOT in_sync\""
@@ -86,9 +86,9 @@ impl Of {
 
 pub(super) fn main(args: &Args) -> Result<(), Exit> {
     match &args.command {
-        Command::List { of } => list(of),
-        Command::Show { device, of } => show(device, of),
-        Command::Command { device, name, args, id, ttl, wait, by, of } => {
+        Action::List { of } => list(of),
+        Action::Show { device, of } => show(device, of),
+        Action::Command { device, name, args, id, ttl, wait, by, of } => {
             let args: Value = serde_json::from_str(args)
                 .map_err(|error| Exit::Usage(format!("the arguments {args:?} are not JSON: {error}")))?;
             let mut body = serde_json::json!({ "name": name, "args": args, "ttl": ttl, "by": by });
@@ -104,7 +104,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             })?;
             if failed { Err(Exit::Silent) } else { Ok(()) }
         }
-        Command::Commands { device, of } => {
+        Action::Commands { device, of } => {
             let all = of.ask("GET", &format!("/v1/devices/{}/commands", segment(device)), None)?;
             if let Output::Json = of.format {
                 return print(&format!("{all}\n"));

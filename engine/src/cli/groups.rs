@@ -10,11 +10,11 @@ use super::{Exit, Output, print};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: Action,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Command {
+enum Action {
     /// Every group.
     List {
         #[command(flatten)]
@@ -130,7 +130,7 @@ impl Of {
 pub(super) fn main(args: &Args) -> Result<(), Exit> {
     let path = |group: &str, rest: &str| format!("/v1/groups/{}{rest}", segment(group));
     match &args.command {
-        Command::List { of } => {
+        Action::List { of } => {
             let answer = of.ask("GET", "/v1/groups", None)?;
             of.tell(&answer, || {
                 let groups = answer["groups"].as_array().cloned().unwrap_or_default();
@@ -141,11 +141,11 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
                 if groups.is_empty() { "no groups\n".to_owned() } else { groups.iter().map(line).collect() }
             })
         }
-        Command::Show { group, of } => {
+        Action::Show { group, of } => {
             let answer = of.ask("GET", &path(group, ""), None)?;
             of.tell(&answer, || members(&answer))
         }
-        Command::Set { group, devices, sql, of } => {
+        Action::Set { group, devices, sql, of } => {
             let body = match sql {
                 Some(sql) => serde_json::json!({ "sql": sql }),
                 None if devices.is_empty() => {
@@ -156,8 +156,8 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             let answer = of.ask("PUT", &path(group, ""), Some(&body.to_string()))?;
             of.tell(&answer, || members(&answer))
         }
-        Command::Remove { group, of } => of.ask("DELETE", &path(group, ""), None).map(drop),
-        Command::Push { group, changes, request_id, ttl, by, of } => {
+        Action::Remove { group, of } => of.ask("DELETE", &path(group, ""), None).map(drop),
+        Action::Push { group, changes, request_id, ttl, by, of } => {
             let patch = Value::Object(patch(changes)?).to_string();
             let mut query = url::form_urlencoded::Serializer::new(String::new());
             query.append_pair("by", by);
@@ -169,7 +169,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             let answer = of.ask("PATCH", &path(group, &format!("/shadow?{}", query.finish())), Some(&patch))?;
             of.tell(&answer, || tally(&answer))
         }
-        Command::Progress { group, of } => {
+        Action::Progress { group, of } => {
             let answer = of.ask("GET", &path(group, "/shadow"), None)?;
             of.tell(&answer, || {
                 let of = |name: &str| answer[name].to_string();
@@ -187,7 +187,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
                 text
             })
         }
-        Command::Command { group, name, args, id, ttl, of } => {
+        Action::Command { group, name, args, id, ttl, of } => {
             let args: Value = serde_json::from_str(args)
                 .map_err(|error| Exit::Usage(format!("the arguments {args:?} are not JSON: {error}")))?;
             let mut body = serde_json::json!({ "name": name, "args": args, "ttl": ttl });

@@ -206,7 +206,7 @@ fn shown(answer: &[u8], of: &Of) -> Result<(), Exit> {
 fn values(object: &Value, meta: &Value) -> String {
     fn walk(at: &str, value: &Value, meta: &Value, out: &mut String) {
         match value {
-            Value::Object(object) if !(object.is_empty() && !at.is_empty()) => {
+            Value::Object(object) if !object.is_empty() || at.is_empty() => {
                 for (name, value) in object {
                     let at = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
                     walk(&at, value, meta, out);
