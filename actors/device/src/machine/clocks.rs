@@ -5,7 +5,7 @@
 
 use super::Device;
 use super::types::{Effect, Event};
-use crate::clock::{Clocks, Frame, Note};
+use crate::clock::{Change, ChangeKind, Clocks, Frame, Note};
 use crate::entry::{Body, Entry};
 use crate::payload::{FrameHeader, Head};
 use crate::time::Timestamp;
@@ -97,6 +97,8 @@ impl Device {
                 self.time.ahead = None;
             }
         }
-        note.changes.iter().map(|change| Effect::Event(Event::Clock(*change))).collect()
+        // Each device is synced once and ends a clock at each start: that is for the table alone.
+        let told = |change: &&Change| !matches!(change.kind, ChangeKind::Synced | ChangeKind::Ended);
+        note.changes.iter().filter(told).map(|change| Effect::Event(Event::Clock(*change))).collect()
     }
 }
