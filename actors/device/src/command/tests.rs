@@ -1,3 +1,5 @@
+//! Commands: one way, one end, bounded.
+
 use serde_json::json;
 
 use super::*;

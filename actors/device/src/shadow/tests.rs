@@ -1,3 +1,5 @@
+//! Shadows: versions, requests, bounds, and the table of merges.
+
 use serde_json::json;
 
 use super::*;
