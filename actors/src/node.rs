@@ -186,18 +186,28 @@ impl Node {
     pub async fn look<T>(&self, device: &DeviceId, look: impl FnOnce(&Device) -> T) -> Result<T, ShardError> {
         let shard = self.shard(device);
         let mut look = Some(look);
-        if let Some(handle) = shard.if_awake(device) {
+        for _ in 0..PATIENCE {
+            let Some(handle) = shard.if_awake(device) else {
+                // Nothing of a device that sleeps is under way.
+                let stored = shard.stored(device).await?.with_rules(shard.shadow_rules.clone());
+                if let Some(look) = look.take() {
+                    return Ok(look(&stored));
+                }
+                break;
+            };
             let looked =
                 handle.with(|carrier, handle| carrier.look(handle, |device| look.take().map(|look| look(device))));
-            if let Some(Some(looked)) = looked {
-                return Ok(looked);
+            match looked {
+                Some(Some(looked)) => return Ok(looked),
+                // It has failed, or is on its way.
+                _ if look.is_some() => tokio::time::sleep(RETRY).await,
+                _ => break,
             }
         }
-        let stored = shard.load(device, true).await?.with_rules(shard.shadow_rules.clone());
-        match look {
-            Some(look) => Ok(look(&stored)),
-            None => Err(ShardError::Decode { what: format!("device {device}"), error: "it failed".to_owned() }),
-        }
+        Err(ShardError::Decode {
+            what: format!("the state of device {device}"),
+            error: "it does not answer".to_owned(),
+        })
     }
 
     /// The time as the device's shard has it.
