@@ -99,12 +99,12 @@ async fn a_wide_filter_over_many_retained_topics_does_not_overflow_the_queue() {
     let mut publisher = bench.v3("p").await;
     const COUNT: usize = 2000;
     for n in 0..COUNT {
-        publisher.publish(&format!("devices/{n}/status"), 1, 0, "on").await;
+        publisher.publish(&format!("plants/{n}/status"), 1, 0, "on").await;
     }
-    publisher.publish("devices/last/status", 1 | 2, 1, "on").await;
+    publisher.publish("plants/last/status", 1 | 2, 1, "on").await;
     publisher.recv().await;
     let mut late = bench.v3("late").await;
-    late.subscribe("devices/+/status", 0).await;
+    late.subscribe("plants/+/status", 0).await;
     let mut seen = std::collections::HashSet::new();
     for _ in 0..=COUNT {
         let message = late.message().await;
