@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use device::shadow::{cbor, read_object};
+use device::shadow::{cbor, merge_plain, read_object};
 use device::time::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -64,25 +64,6 @@ pub struct Sent {
     local: BTreeMap<String, i64>,
 }
 
-/// Applies a merge patch (RFC 7396).
-fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
-    for (name, value) in patch {
-        match value {
-            Value::Null => drop(target.remove(name)),
-            Value::Object(inner) => {
-                let slot = target.entry(name.clone()).or_insert(Value::Null);
-                if !slot.is_object() {
-                    *slot = Value::Object(Map::new());
-                }
-                if let Value::Object(slot) = slot {
-                    merge(slot, inner);
-                }
-            }
-            value => drop(target.insert(name.clone(), value.clone())),
-        }
-    }
-}
-
 fn paths(at: &str, object: &Map<String, Value>, out: &mut Vec<String>) {
     for (name, value) in object {
         let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
@@ -121,7 +102,7 @@ impl Twin {
             return false;
         }
         let held = self.shadows.entry(name.to_owned()).or_default();
-        merge(&mut held.values, delta);
+        merge_plain(&mut held.values, delta);
         held.applied_dv = dv;
         let mut over = Vec::new();
         paths("", delta, &mut over);
@@ -132,7 +113,7 @@ impl Twin {
     /// Values were changed on the device itself.
     pub fn change(&mut self, name: &str, patch: &Map<String, Value>, now: Timestamp) {
         let held = self.shadows.entry(name.to_owned()).or_default();
-        merge(&mut held.values, patch);
+        merge_plain(&mut held.values, patch);
         let mut changed = Vec::new();
         paths("", patch, &mut changed);
         held.local.extend(changed.into_iter().map(|path| (path, now.0)));

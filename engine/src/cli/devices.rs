@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::remote::{DEFAULT_URL, check_url, request, segment};
+use super::remote::{Of, segment};
 use super::{Exit, Output, print};
 
 /// Arguments of `weir devices`.
@@ -63,25 +63,6 @@ enum Action {
         #[command(flatten)]
         of: Of,
     },
-}
-
-/// Of which engine, and how.
-#[derive(Debug, clap::Args)]
-struct Of {
-    /// A running engine.
-    #[arg(long, default_value = DEFAULT_URL)]
-    url: String,
-    /// How to print it.
-    #[arg(long, value_enum, default_value = "text")]
-    format: Output,
-}
-
-impl Of {
-    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> Result<Value, Exit> {
-        check_url(&self.url)?;
-        let answer = request(method, &self.url, path, "application/json", body)?;
-        serde_json::from_slice(&answer).map_err(Exit::failed)
-    }
 }
 
 pub(super) fn main(args: &Args) -> Result<(), Exit> {

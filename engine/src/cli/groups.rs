@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::remote::{DEFAULT_URL, check_url, request, segment};
+use super::remote::{Of, segment};
 use super::shadow::patch;
 use super::{Exit, Output, print};
 
@@ -96,35 +96,13 @@ enum Action {
     },
 }
 
-/// Of which engine, and how.
-#[derive(Debug, clap::Args)]
-struct Of {
-    /// A running engine.
-    #[arg(long, default_value = DEFAULT_URL)]
-    url: String,
-    /// How to print it.
-    #[arg(long, value_enum, default_value = "text")]
-    format: Output,
-}
-
-impl Of {
-    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> Result<Value, Exit> {
-        check_url(&self.url)?;
-        let answer = request(method, &self.url, path, "application/json", body)?;
-        if answer.is_empty() {
-            return Ok(Value::Null);
-        }
-        serde_json::from_slice(&answer).map_err(Exit::failed)
-    }
-
-    /// Prints `text` of an answer, or the answer; status 1 if something failed in it.
-    fn tell(&self, answer: &Value, text: impl FnOnce() -> String) -> Result<(), Exit> {
-        print(&match self.format {
-            Output::Json => format!("{answer}\n"),
-            Output::Text => text(),
-        })?;
-        if answer["failed"].as_u64().unwrap_or(0) > 0 { Err(Exit::Silent) } else { Ok(()) }
-    }
+/// Prints `text` of an answer, or the answer; status 1 if something failed in it.
+fn tell(of: &Of, answer: &Value, text: impl FnOnce() -> String) -> Result<(), Exit> {
+    print(&match of.format {
+        Output::Json => format!("{answer}\n"),
+        Output::Text => text(),
+    })?;
+    if answer["failed"].as_u64().unwrap_or(0) > 0 { Err(Exit::Silent) } else { Ok(()) }
 }
 
 pub(super) fn main(args: &Args) -> Result<(), Exit> {
@@ -132,7 +110,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
     match &args.command {
         Action::List { of } => {
             let answer = of.ask("GET", "/v1/groups", None)?;
-            of.tell(&answer, || {
+            tell(of, &answer, || {
                 let groups = answer["groups"].as_array().cloned().unwrap_or_default();
                 let line = |group: &Value| match group["sql"].as_str() {
                     Some(sql) => format!("{}  {sql}\n", word(&group["name"])),
@@ -143,7 +121,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
         }
         Action::Show { group, of } => {
             let answer = of.ask("GET", &path(group, ""), None)?;
-            of.tell(&answer, || members(&answer))
+            tell(of, &answer, || members(&answer))
         }
         Action::Set { group, devices, sql, of } => {
             let body = match sql {
@@ -154,7 +132,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
                 None => serde_json::json!({ "devices": devices }),
             };
             let answer = of.ask("PUT", &path(group, ""), Some(&body.to_string()))?;
-            of.tell(&answer, || members(&answer))
+            tell(of, &answer, || members(&answer))
         }
         Action::Remove { group, of } => of.ask("DELETE", &path(group, ""), None).map(drop),
         Action::Push { group, changes, request_id, ttl, by, of } => {
@@ -167,11 +145,11 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
                 }
             }
             let answer = of.ask("PATCH", &path(group, &format!("/shadow?{}", query.finish())), Some(&patch))?;
-            of.tell(&answer, || tally(&answer))
+            tell(of, &answer, || tally(&answer))
         }
         Action::Progress { group, of } => {
             let answer = of.ask("GET", &path(group, "/shadow"), None)?;
-            of.tell(&answer, || {
+            tell(of, &answer, || {
                 let of = |name: &str| answer[name].to_string();
                 let mut text = format!(
                     "{} of {} in sync, {} pending ({} never reported)\n",
@@ -195,7 +173,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
                 body.insert("cmd_id".to_owned(), id.as_str().into());
             }
             let answer = of.ask("POST", &path(group, "/commands"), Some(&body.to_string()))?;
-            of.tell(&answer, || format!("{}  {}", word(&answer["cmd_id"]), tally(&answer)))
+            tell(of, &answer, || format!("{}  {}", word(&answer["cmd_id"]), tally(&answer)))
         }
     }
 }

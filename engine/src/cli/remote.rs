@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::Exit;
+use serde_json::Value;
+
+use super::{Exit, Output};
 
 /// Address of a local engine with default configuration.
 pub(super) const DEFAULT_URL: &str = "http://127.0.0.1:8080";
@@ -12,6 +14,29 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// An answer of more bytes than this is not read.
 const MAX_ANSWER: u64 = 4 << 30;
+
+/// Of which engine, and how to print what it says.
+#[derive(Debug, clap::Args)]
+pub(super) struct Of {
+    /// A running engine.
+    #[arg(long, default_value = DEFAULT_URL)]
+    pub(super) url: String,
+    /// How to print it.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(super) format: Output,
+}
+
+impl Of {
+    /// Asks the engine; the answer as JSON, `null` if it has none.
+    pub(super) fn ask(&self, method: &str, path: &str, body: Option<&str>) -> Result<Value, Exit> {
+        check_url(&self.url)?;
+        let answer = request(method, &self.url, path, "application/json", body)?;
+        if answer.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&answer).map_err(Exit::failed)
+    }
+}
 
 /// Sends a request and gives the body of a successful answer; the text of a failed one is the error.
 pub(super) fn request(method: &str, base: &str, path: &str, accept: &str, body: Option<&str>) -> Result<Vec<u8>, Exit> {

@@ -182,7 +182,7 @@ pub(super) fn paths_of(object: &Map<String, Value>) -> Vec<Path> {
 }
 
 /// Applies a merge patch (RFC 7396) to a plain JSON object.
-pub(super) fn merge_plain(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
+pub fn merge_plain(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
     for (name, value) in patch {
         match value {
             Value::Null => drop(target.remove(name)),
