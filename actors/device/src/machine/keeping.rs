@@ -138,7 +138,7 @@ impl Device {
         }
         let entries = self.stage_changes(ruling.changes, message.received);
         self.drop_empty();
-        let decision = if entries.is_empty() { Decision::Duplicate } else { Decision::Commit };
+        let decision = self.decision(&entries);
         Verdict { entries, decision, effects, counts: Counts::default(), streams: 0 }
     }
 
@@ -155,7 +155,7 @@ impl Device {
             command::Heard::Refused(text) => return self.refuse(message, Leaf::CommandsResult, text),
         };
         let entries = self.stage_steps(step, message.received);
-        let decision = if entries.is_empty() { Decision::Duplicate } else { Decision::Commit };
+        let decision = self.decision(&entries);
         Verdict { entries, decision, effects: Vec::new(), counts: Counts::default(), streams: 0 }
     }
 
@@ -182,7 +182,7 @@ impl Device {
             entries.push(Entry { device: self.id.clone(), received: message.received, body: Body::Status(status) });
             self.in_flight += 1;
         }
-        let decision = if entries.is_empty() { Decision::Duplicate } else { Decision::Commit };
+        let decision = self.decision(&entries);
         Verdict { entries, decision, effects, counts: Counts::default(), streams: 0 }
     }
 
@@ -299,6 +299,18 @@ impl Device {
         entries
     }
 
+    /// When the sender is told. What brings nothing new may repeat what is still on its way.
+    fn decision(&self, entries: &Entries) -> Decision {
+        let under_way = |keeping: &Keeping| {
+            keeping.shadows.ahead.is_some() || keeping.commands.ahead.is_some() || keeping.status.ahead.is_some()
+        };
+        match &self.keeping {
+            _ if !entries.is_empty() => Decision::Commit,
+            Some(keeping) if under_way(keeping) => Decision::Staged,
+            _ => Decision::Duplicate,
+        }
+    }
+
     /// Whoever asked for nothing that could be done leaves nothing behind.
     pub(super) fn drop_empty(&mut self) {
         let empty = |keeping: &Keeping| {
@@ -326,4 +338,49 @@ impl Device {
 
 fn give(order: &Order) -> Effect {
     Effect::Publish { topic: Cow::Borrowed("commands"), payload: order.message(), qos: 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::id::DeviceId;
+    use crate::machine::Channel;
+    use crate::seq::Position;
+
+    #[test]
+    fn a_repetition_is_not_acknowledged_before_its_first_copy_is_durable() {
+        let mut device = Device::new(DeviceId::new("pump").unwrap());
+        let now = Timestamp(1_795_867_200_000_000_000);
+        let order = Order {
+            id: "c".into(),
+            name: "open".into(),
+            args: serde_json::Value::Null,
+            deadline: now.plus(1_000_000_000),
+            by: "ann".into(),
+        };
+        for entry in &device.order(order, now).1 {
+            device.apply(Position(1), entry);
+        }
+        type Say = fn(&mut Device, Message<'_>) -> Verdict;
+        let all: [(Say, &str); 3] = [
+            (|device, message| device.report(message, Some("main")), r#"{"a": 1}"#),
+            (|device, message| device.command_result(message), r#"{"cmd_id": "c", "state": "ok"}"#),
+            (|device, message| device.presence(message), r#"{"online": true, "session": 7}"#),
+        ];
+        for (at, (say, text)) in (2..).zip(all) {
+            let payload = Bytes::from_static(text.as_bytes());
+            let mut hear = |device: &mut Device| {
+                let channel = Channel::Telemetry;
+                say(device, Message { channel, payload: &payload, format: None, received: now, session: 1 })
+            };
+            let first = hear(&mut device);
+            assert_eq!((first.decision, hear(&mut device).decision), (Decision::Commit, Decision::Staged), "{text}");
+            for entry in &first.entries {
+                device.apply(Position(at), entry);
+            }
+            assert_eq!(hear(&mut device).decision, Decision::Duplicate, "{text}");
+        }
+    }
 }
