@@ -371,7 +371,7 @@ mod tests {
         ];
         for (at, (say, text)) in (2..).zip(all) {
             let payload = Bytes::from_static(text.as_bytes());
-            let mut hear = |device: &mut Device| {
+            let hear = |device: &mut Device| {
                 let channel = Channel::Telemetry;
                 say(device, Message { channel, payload: &payload, format: None, received: now, session: 1 })
             };
