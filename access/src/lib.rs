@@ -1,10 +1,16 @@
 //! Who may do what: certificates, and what is known of those who hold them.
 //!
+//! - `subject`: who a certificate is for. `leaf`: what of it matters.
+//! - `authority`: makes certificates. `registry`: remembers which, for whom, and what became of them.
 //! - `journal`: a file that facts are only ever added to, each chained to the one before. All durable state of this crate
-//!   is such facts.
+//!   but keys and certificates is such facts.
 //!
 //! Several processes may use the same files (the engine, and commands beside it): each reads what the others have added.
 //!
 //! Absent: sockets, clocks, and any knowledge of devices beyond their names.
 
+pub mod authority;
 pub mod journal;
+pub mod leaf;
+pub mod registry;
+pub mod subject;

@@ -1,0 +1,342 @@
+//! What is known of certificates and of those who hold them: facts in a journal, and the state that follows from them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use device::id::DeviceId;
+use device::time::{SECOND, Timestamp};
+use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::journal::{Journal, JournalError, Line};
+use crate::leaf::{Leaf, Serial};
+
+/// A certificate that was handed out over the network must be used within this time, or it is worth nothing.
+pub const PROVE_WITHIN: i64 = 3600 * SECOND;
+/// A certificate that was replaced stays valid for so long after its successor was first used.
+pub const OVERLAP: i64 = 86_400 * SECOND;
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Fact {
+    /// A certificate was made.
+    Issued(Certificate),
+    /// The holder of a certificate has used it for the first time.
+    Proven {
+        /// Which.
+        serial: Serial,
+    },
+    /// A certificate is not to be accepted any more.
+    Revoked {
+        /// Which.
+        serial: Serial,
+        /// Why.
+        reason: String,
+    },
+    /// A device is not to be let in, whatever it shows.
+    Barred {
+        /// Which.
+        device: String,
+        /// Why.
+        reason: String,
+    },
+    /// A device that was barred may come in again.
+    Admitted {
+        /// Which.
+        device: String,
+    },
+    /// A device speaks for others from now on: all of these, and no more.
+    Gateway {
+        /// Which.
+        device: String,
+        /// For whom.
+        children: BTreeSet<String>,
+    },
+}
+
+/// A certificate that was issued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// Its number.
+    pub serial: Serial,
+    /// Whose it is: the URI in it.
+    pub subject: String,
+    /// SHA-256 of its public key, hexadecimal.
+    pub key: String,
+    /// From when it is valid.
+    #[serde(with = "nanos")]
+    pub not_before: Timestamp,
+    /// Until when it is valid.
+    #[serde(with = "nanos")]
+    pub not_after: Timestamp,
+    /// Whether it counts only once its holder has used it, within [`PROVE_WITHIN`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
+    /// The certificate that it takes the place of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<Serial>,
+}
+
+impl Certificate {
+    /// The record of a certificate for this subject.
+    pub fn new(leaf: &Leaf, subject: String) -> Self {
+        let Leaf { serial, key, not_before, not_after, .. } = leaf.clone();
+        Self { serial, subject, key, not_before, not_after, pending: false, replaces: None }
+    }
+}
+
+/// A certificate with what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// As it was issued.
+    pub certificate: Certificate,
+    /// When it was issued.
+    pub issued: Timestamp,
+    /// When its holder first used it.
+    pub proven: Option<Timestamp>,
+    /// When it was revoked, and why.
+    pub revoked: Option<(Timestamp, String)>,
+    /// From when on its successor has taken its place.
+    pub ends: Option<Timestamp>,
+}
+
+/// Why a certificate is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// It was not issued here.
+    #[error("this certificate was not issued here")]
+    Unknown,
+    /// It was revoked.
+    #[error("this certificate is revoked: {0}")]
+    Revoked(String),
+    /// Another has taken its place.
+    #[error("this certificate was replaced by a newer one")]
+    Replaced,
+    /// It was not used in time.
+    #[error("this certificate was not used within an hour after it was issued; ask for another")]
+    Lapsed,
+    /// Its device is barred.
+    #[error("this device is barred: {0}")]
+    Barred(String),
+}
+
+impl Refusal {
+    /// A word for logs and counters.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown_certificate",
+            Self::Revoked(_) => "revoked",
+            Self::Replaced => "replaced",
+            Self::Lapsed => "lapsed",
+            Self::Barred(_) => "barred",
+        }
+    }
+}
+
+/// All that is known.
+#[derive(Debug, Default)]
+pub struct State {
+    certificates: HashMap<Serial, Entry>,
+    by_subject: BTreeMap<String, Vec<Serial>>,
+    barred: BTreeMap<String, String>,
+    gateways: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl State {
+    /// Takes in what happened at a time.
+    pub fn apply(&mut self, at: Timestamp, fact: &Fact) {
+        match fact {
+            Fact::Issued(certificate) => {
+                let serial = certificate.serial.clone();
+                self.by_subject.entry(certificate.subject.clone()).or_default().push(serial.clone());
+                let certificate = certificate.clone();
+                self.certificates
+                    .insert(serial, Entry { certificate, issued: at, proven: None, revoked: None, ends: None });
+            }
+            Fact::Proven { serial } => {
+                let Some(entry) = self.certificates.get_mut(serial) else { return };
+                entry.proven.get_or_insert(at);
+                let replaced = entry.certificate.replaces.clone();
+                if let Some(old) = replaced.and_then(|old| self.certificates.get_mut(&old)) {
+                    old.ends.get_or_insert(at.plus(OVERLAP));
+                }
+            }
+            Fact::Revoked { serial, reason } => {
+                if let Some(entry) = self.certificates.get_mut(serial) {
+                    entry.revoked.get_or_insert_with(|| (at, reason.clone()));
+                }
+            }
+            Fact::Barred { device, reason } => {
+                self.barred.entry(device.clone()).or_insert_with(|| reason.clone());
+            }
+            Fact::Admitted { device } => {
+                self.barred.remove(device);
+            }
+            Fact::Gateway { device, children } => {
+                if children.is_empty() {
+                    self.gateways.remove(device);
+                } else {
+                    self.gateways.insert(device.clone(), children.clone());
+                }
+            }
+        }
+    }
+
+    /// Whether a certificate of this number is accepted now. `device`: the name that it gives its holder, if that is a device.
+    pub fn standing(&self, serial: &str, device: Option<&str>, now: Timestamp) -> Result<(), Refusal> {
+        if let Some(reason) = device.and_then(|device| self.barred.get(device)) {
+            return Err(Refusal::Barred(reason.clone()));
+        }
+        let entry = self.certificates.get(serial).ok_or(Refusal::Unknown)?;
+        if let Some((_, reason)) = &entry.revoked {
+            return Err(Refusal::Revoked(reason.clone()));
+        }
+        if entry.ends.is_some_and(|end| now >= end) {
+            return Err(Refusal::Replaced);
+        }
+        if entry.certificate.pending && entry.proven.is_none() && now.since(entry.issued) > PROVE_WITHIN {
+            return Err(Refusal::Lapsed);
+        }
+        Ok(())
+    }
+
+    /// The certificate of this number.
+    pub fn certificate(&self, serial: &str) -> Option<&Entry> {
+        self.certificates.get(serial)
+    }
+
+    /// All certificates of a subject (its URI), in the order in which they were issued.
+    pub fn of(&self, subject: &str) -> impl Iterator<Item = &Entry> {
+        self.by_subject.get(subject).into_iter().flatten().filter_map(|serial| self.certificates.get(serial))
+    }
+
+    /// All certificates, by subject.
+    pub fn all(&self) -> impl Iterator<Item = &Entry> {
+        self.by_subject.values().flatten().filter_map(|serial| self.certificates.get(serial))
+    }
+
+    /// Numbers of those that are revoked and would still be valid, with the time of their revocation.
+    pub fn revoked(&self, now: Timestamp) -> impl Iterator<Item = (Serial, Timestamp)> {
+        self.certificates
+            .values()
+            .filter(move |entry| entry.certificate.not_after >= now)
+            .filter_map(|entry| entry.revoked.as_ref().map(|(at, _)| (entry.certificate.serial.clone(), *at)))
+    }
+
+    /// Why a device is not let in.
+    pub fn barred(&self, device: &str) -> Option<&str> {
+        self.barred.get(device).map(String::as_str)
+    }
+
+    /// The devices that this one speaks for.
+    pub fn children(&self, device: &str) -> Option<&BTreeSet<String>> {
+        self.gateways.get(device)
+    }
+
+    /// What makes a certificate, by number, or all of a device, worth nothing. `uri`: the subject that the device would be.
+    pub fn revoke(&self, what: &str, uri: &str, reason: &str) -> Result<Vec<Fact>, RegistryError> {
+        let revoked = |serial: &Serial| Fact::Revoked { serial: serial.clone(), reason: reason.to_owned() };
+        if let Some(entry) = self.certificates.get(&what.to_ascii_lowercase()) {
+            return Ok(if entry.revoked.is_some() { vec![] } else { vec![revoked(&entry.certificate.serial)] });
+        }
+        if self.of(uri).next().is_none() {
+            return Err(RegistryError::NoSuch(what.to_owned()));
+        }
+        let mut facts: Vec<Fact> = self
+            .of(uri)
+            .filter(|entry| entry.revoked.is_none())
+            .map(|entry| revoked(&entry.certificate.serial))
+            .collect();
+        if DeviceId::new(what).is_ok() && uri.starts_with("urn:dev:") && !self.barred.contains_key(what) {
+            facts.push(Fact::Barred { device: what.to_owned(), reason: reason.to_owned() });
+        }
+        Ok(facts)
+    }
+}
+
+/// Why the registry did not take a change.
+#[derive(Debug, Error)]
+pub enum RegistryError {
+    /// Its file.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Nobody knows this one.
+    #[error("{0} is neither the number of a certificate nor a name that one was issued for; see `weir ca list`")]
+    NoSuch(String),
+    /// The change is not allowed.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The registry of one data directory. Readers never wait for a disk.
+#[derive(Debug)]
+pub struct Registry {
+    journal: Mutex<Journal<Fact>>,
+    state: RwLock<State>,
+}
+
+impl Registry {
+    /// Opens the registry of a data directory and reads what it holds.
+    pub fn open(data: &Path) -> Result<Self, JournalError> {
+        let journal = Mutex::new(Journal::open(&data.join("access/registry.journal"))?);
+        let registry = Self { journal, state: RwLock::default() };
+        registry.read_on()?;
+        Ok(registry)
+    }
+
+    /// Looks at what is known, as of the last read or change.
+    pub fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.state.read())
+    }
+
+    fn take_in(&self, lines: &[Line<Fact>]) {
+        let mut state = self.state.write();
+        lines.iter().for_each(|line| state.apply(line.at, &line.fact));
+    }
+
+    /// Takes in what other processes have added; returned is that. Reads a file.
+    pub fn read_on(&self) -> Result<Vec<Line<Fact>>, JournalError> {
+        let mut journal = self.journal.lock();
+        let lines = journal.read_on()?;
+        self.take_in(&lines);
+        Ok(lines)
+    }
+
+    /// Decides on a change by what is known up to now, and makes it durable. Returned is all that is new. Writes a file.
+    pub fn change<E: From<JournalError>>(
+        &self,
+        now: Timestamp,
+        decide: impl FnOnce(&State) -> Result<Vec<Fact>, E>,
+    ) -> Result<Vec<Line<Fact>>, E> {
+        let mut journal = self.journal.lock();
+        let mut seen = 0;
+        let lines = journal.add(now, |others| {
+            // Also when the decision is no: the journal has read them.
+            self.take_in(others);
+            seen = others.len();
+            decide(&self.state.read())
+        })?;
+        self.take_in(lines.get(seen..).unwrap_or_default());
+        Ok(lines)
+    }
+}
+
+/// Times as nanoseconds since 1970.
+mod nanos {
+    use device::time::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i64(time.0)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+        i64::deserialize(deserializer).map(Timestamp)
+    }
+}
+
+#[cfg(test)]
+mod tests;
