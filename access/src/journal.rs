@@ -116,6 +116,9 @@ struct BodyRef<'a, T> {
 
 const TAIL: &str = ",\"hash\":\"";
 
+/// Bytes that [`Journal::read_some`] takes at a time; of a longer line, as many as it has.
+const CHUNK: u64 = 4 << 20;
+
 impl<T: Serialize + DeserializeOwned> Journal<T> {
     /// Opens the file, made with its folder if it is not there; only its owner may read it. Nothing is read yet.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
@@ -135,6 +138,13 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         Ok(Self { path, file, end: 0, lines: 0, head: Hash::default(), facts: PhantomData })
     }
 
+    /// Opens a file that is there, to read it only.
+    pub fn read_only(path: &Path) -> Result<Self, JournalError> {
+        let file = File::open(path).map_err(|source| JournalError::Io { path: path.to_owned(), source })?;
+        let path = path.to_owned();
+        Ok(Self { path, file, end: 0, lines: 0, head: Hash::default(), facts: PhantomData })
+    }
+
     /// The number of the last line that was read, and the hash of the chain there.
     pub fn head(&self) -> (u64, Hash) {
         (self.lines, self.head)
@@ -142,6 +152,23 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
 
     /// Reads what was added since the last read.
     pub fn read_on(&mut self) -> Result<Vec<Line<T>>, JournalError> {
+        self.read(u64::MAX)
+    }
+
+    /// The same, a few megabytes at a time: nothing is left when it gives nothing.
+    pub fn read_some(&mut self) -> Result<Vec<Line<T>>, JournalError> {
+        let mut most = CHUNK;
+        loop {
+            let lines = self.read(most)?;
+            let left = self.file.metadata().map_err(|e| self.io(e))?.len().saturating_sub(self.end);
+            if !lines.is_empty() || left <= most {
+                return Ok(lines);
+            }
+            most *= 2;
+        }
+    }
+
+    fn read(&mut self, most: u64) -> Result<Vec<Line<T>>, JournalError> {
         let length = self.file.metadata().map_err(|e| self.io(e))?.len();
         if length < self.end {
             return Err(self.broken(self.lines, format!("the file ends here; it had {} bytes", self.end)));
@@ -151,7 +178,7 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         }
         let mut bytes = Vec::new();
         self.file.seek(SeekFrom::Start(self.end)).map_err(|e| self.io(e))?;
-        (&self.file).take(length - self.end).read_to_end(&mut bytes).map_err(|e| self.io(e))?;
+        (&self.file).take((length - self.end).min(most)).read_to_end(&mut bytes).map_err(|e| self.io(e))?;
         let mut lines = Vec::new();
         for text in bytes.split_inclusive(|byte| *byte == b'\n') {
             // The last may be in the middle of being written.
@@ -189,8 +216,16 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         now: Timestamp,
         decide: impl FnOnce(&[Line<T>]) -> Result<Vec<T>, E>,
     ) -> Result<Vec<Line<T>>, E> {
+        self.add_timed(|lines| Ok(decide(lines)?.into_iter().map(|fact| (now, fact)).collect()))
+    }
+
+    /// The same for facts that have their own times.
+    pub fn add_timed<E: From<JournalError>>(
+        &mut self,
+        decide: impl FnOnce(&[Line<T>]) -> Result<Vec<(Timestamp, T)>, E>,
+    ) -> Result<Vec<Line<T>>, E> {
         self.file.lock().map_err(|e| self.io(e))?;
-        let added = self.add_locked(now, decide);
+        let added = self.add_locked(decide);
         let unlocked = self.file.unlock().map_err(|e| self.io(e));
         let added = added?;
         unlocked?;
@@ -199,8 +234,7 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
 
     fn add_locked<E: From<JournalError>>(
         &mut self,
-        now: Timestamp,
-        decide: impl FnOnce(&[Line<T>]) -> Result<Vec<T>, E>,
+        decide: impl FnOnce(&[Line<T>]) -> Result<Vec<(Timestamp, T)>, E>,
     ) -> Result<Vec<Line<T>>, E> {
         let mut lines = self.read_on()?;
         let facts = decide(&lines)?;
@@ -209,7 +243,7 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
         }
         let mut bytes = Vec::new();
         let (mut n, mut head) = (self.lines, self.head);
-        for fact in facts {
+        for (now, fact) in facts {
             n += 1;
             let at = time_text(now);
             let body = serde_json::to_string(&BodyRef { n, at, fact: &fact }).map_err(|e| self.io(e.into()))?;
@@ -277,6 +311,9 @@ mod tests {
         let again = Facts::open(&path).unwrap().read_on().unwrap();
         assert_eq!((again[0].n, again[0].at, again[1].n), (1, Timestamp(1_500_000_000_000_000_007), 2));
         assert_eq!(a.head(), b.head());
+        let mut some = Facts::read_only(&path).unwrap();
+        assert_eq!(texts(&some.read_some().unwrap()), ["one", "two, \",\"hash\":\""]);
+        assert!(some.read_some().unwrap().is_empty());
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
@@ -294,6 +331,28 @@ mod tests {
             }
         });
         assert_eq!(Facts::open(&path).unwrap().read_on().unwrap().len(), 100);
+    }
+
+    #[test]
+    fn a_long_journal_is_read_in_parts_and_a_long_line_whole() {
+        let (_dir, path) = file();
+        let mut journal = Facts::open(&path).unwrap();
+        let long = "x".repeat(CHUNK as usize + 1);
+        for text in ["a", &long, "b"] {
+            add(&mut journal, 1, text);
+        }
+        let mut reader = Facts::read_only(&path).unwrap();
+        let mut parts = Vec::new();
+        loop {
+            let lines = reader.read_some().unwrap();
+            if lines.is_empty() {
+                break;
+            }
+            parts.push(lines.len());
+        }
+        assert_eq!(parts.iter().sum::<usize>(), 3);
+        assert!(parts.len() > 1, "{parts:?}");
+        assert_eq!(reader.head(), journal.head());
     }
 
     #[test]

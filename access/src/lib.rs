@@ -2,6 +2,7 @@
 //!
 //! - `subject`: who a certificate is for. `leaf`: what of it matters.
 //! - `authority`: makes certificates. `registry`: remembers which, for whom, and what became of them.
+//! - `audit`: who did what, and who was refused.
 //! - `journal`: a file that facts are only ever added to, each chained to the one before. All durable state of this crate
 //!   but keys and certificates is such facts.
 //!
@@ -9,6 +10,7 @@
 //!
 //! Absent: sockets, clocks, and any knowledge of devices beyond their names.
 
+pub mod audit;
 pub mod authority;
 pub mod journal;
 pub mod leaf;

@@ -53,7 +53,8 @@ fn arrows_point_down_only() {
         ("actors", &["device", "storage"]),
         ("engine", &["device", "storage", "sql", "pipelines", "actors", "alerts", "access", "edge"]),
     ]);
-    let ours: BTreeSet<&str> = ["device", "access", "alerts", "edge", "storage", "sql", "pipelines", "actors", "engine"].into();
+    let ours: BTreeSet<&str> =
+        ["device", "access", "alerts", "edge", "storage", "sql", "pipelines", "actors", "engine"].into();
     for (dir, allowed) in allowed {
         let manifest = std::fs::read_to_string(root().join(dir).join("Cargo.toml")).unwrap();
         let dependencies = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
@@ -69,9 +70,19 @@ fn arrows_point_down_only() {
 #[test]
 fn versions_stand_in_the_root_manifest_only() {
     let mut manifests = vec![];
-    for dir in
-        ["access", "actors", "actors/device", "alerts", "benches", "edge", "engine", "pipelines", "sql", "storage", "tests"]
-    {
+    for dir in [
+        "access",
+        "actors",
+        "actors/device",
+        "alerts",
+        "benches",
+        "edge",
+        "engine",
+        "pipelines",
+        "sql",
+        "storage",
+        "tests",
+    ] {
         manifests.push(root().join(dir).join("Cargo.toml"));
     }
     for path in manifests {
