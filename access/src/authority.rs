@@ -17,8 +17,8 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, RevokedCertParams,
     SanType, SerialNumber,
 };
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use thiserror::Error;
 use time::OffsetDateTime;
 
@@ -279,7 +279,7 @@ impl Authority {
         &self,
         revoked: impl Iterator<Item = (Serial, Timestamp)>,
         now: Timestamp,
-    ) -> Result<CertificateRevocationListDer<'static>, AuthorityError> {
+    ) -> Result<rcgen::CertificateRevocationList, AuthorityError> {
         let revoked_certs = revoked.map(|(serial, at)| {
             Ok(RevokedCertParams {
                 serial_number: SerialNumber::from(unhex(&serial)),
@@ -296,7 +296,7 @@ impl Authority {
             revoked_certs: revoked_certs.collect::<Result<_, AuthorityError>>()?,
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        Ok(list.signed_by(&self.issuer)?.der().clone())
+        Ok(list.signed_by(&self.issuer)?)
     }
 }
 

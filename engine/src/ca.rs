@@ -1,19 +1,23 @@
-//! Certificates of the TLS listener. Those of devices come with the certificate authority, which is not here yet.
-//!
-//! Without a configured certificate a development CA and a server certificate for `localhost` are made once and
-//! kept in the data directory, so that a first try with TLS needs no other tool.
+//! TLS for devices: the server's certificate, and who of those that connect has one that counts.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-};
-use rustls::ServerConfig;
+use access::authority::{self, Authority, AuthorityError, DAY, Key, write_file};
+use access::journal::JournalError;
+use access::leaf::Leaf;
+use access::registry::{Certificate, Fact, Registry, RegistryError};
+use access::subject::Subject;
+use device::time::Timestamp;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
 use thiserror::Error;
+
+/// A server certificate is made anew when it is valid for no longer than this.
+const RENEW: i64 = 30 * DAY;
 
 /// Why there is no TLS configuration.
 #[derive(Debug, Error)]
@@ -32,12 +36,24 @@ pub enum CaError {
     /// A private key is none.
     #[error("the private key: {0}")]
     Key(String),
-    /// A certificate cannot be made.
-    #[error("cannot make the development certificate: {0}")]
-    Make(#[from] rcgen::Error),
+    /// The authority.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// Certificate and key do not belong together, or are not usable.
     #[error("cannot use the TLS certificate: {0}")]
     Tls(#[from] rustls::Error),
+    /// The authorities are not usable.
+    #[error("cannot verify certificates of devices: {0}")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+impl From<JournalError> for CaError {
+    fn from(error: JournalError) -> Self {
+        Self::Registry(error.into())
+    }
 }
 
 /// Where a certificate chain and its key stand, both PEM.
@@ -49,48 +65,79 @@ pub struct Files {
     pub key: PathBuf,
 }
 
-/// The development certificate below `dir`, made if it is not there. `ca.crt` beside it is what clients trust.
-pub fn development(dir: &Path) -> Result<Files, CaError> {
+/// The authority of a data directory, made if there is none. `ca.crt` in its folder is what clients trust.
+pub fn authority(data: &Path, now: Timestamp) -> Result<Authority, CaError> {
+    let dir = data.join("ca");
+    if authority::exists(&dir) {
+        return Ok(authority::open(&dir)?);
+    }
+    tracing::info!(folder = %dir.display(), "made a certificate authority; `weir ca issue ID` makes certificates for devices");
+    Ok(authority::init(&dir, "main", now, rand::random)?)
+}
+
+/// The server certificate that the authority gives this engine, for these names; made if it is not there, ends soon, has other
+/// names, or is another authority's.
+pub fn server(
+    data: &Path,
+    authority: &Authority,
+    registry: &Registry,
+    names: &[String],
+    now: Timestamp,
+) -> Result<Files, CaError> {
+    let dir = data.join("ca");
     let files = Files { cert: dir.join("server.crt"), key: dir.join("server.key") };
-    if files.cert.exists() && files.key.exists() {
+    let named = dir.join("server.names");
+    let wanted = names.join("\n");
+    let is_good = || {
+        let text = std::fs::read_to_string(&files.cert).ok()?;
+        let der = CertificateDer::from_pem_slice(text.as_bytes()).ok()?;
+        let leaf = Leaf::read(&der).ok()?;
+        let same = text.ends_with(authority.issuing()) && std::fs::read_to_string(&named).ok()? == wanted;
+        Some(same && files.key.exists() && leaf.not_after.since(now) > RENEW)
+    };
+    if is_good() == Some(true) {
         return Ok(files);
     }
-    let error = |path: &Path, e: std::io::Error| CaError::File { path: path.to_owned(), message: e.to_string() };
-    std::fs::create_dir_all(dir).map_err(|e| error(dir, e))?;
-    let mut ca = CertificateParams::default();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    ca.distinguished_name.push(DnType::CommonName, "weir development CA");
-    let ca_key = KeyPair::generate()?;
-    let ca_cert = ca.self_signed(&ca_key)?;
-    let issuer = Issuer::new(ca, ca_key);
-    let mut server = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()])?;
-    server.distinguished_name.push(DnType::CommonName, "weir development server");
-    // Strict verifiers (OpenSSL's, Python's since 3.13) want to see whose key signed.
-    server.use_authority_key_identifier_extension = true;
-    server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let server_key = KeyPair::generate()?;
-    let server_cert = server.signed_by(&server_key, &issuer)?;
-    let ca_file = dir.join("ca.crt");
-    std::fs::write(&ca_file, ca_cert.pem()).map_err(|e| error(&ca_file, e))?;
-    write_secret(&files.key, &server_key.serialize_pem()).map_err(|e| error(&files.key, e))?;
-    std::fs::write(&files.cert, server_cert.pem()).map_err(|e| error(&files.cert, e))?;
+    let made = authority.issue(&Subject::Server, names, &Key::New, authority::MAX_DAYS, (now, rand::random()))?;
+    let certificate = Certificate::new(&made.leaf, Subject::Server.uri(authority.tenant()));
+    registry.change::<RegistryError>(now, |_| Ok(vec![Fact::Issued(certificate)]))?;
+    // What says that the other two are right comes last.
+    write_file(&named, "", 0o644)?;
+    write_file(&files.key, &made.key.map(|key| key.0).unwrap_or_default(), 0o600)?;
+    write_file(&files.cert, &made.chain, 0o644)?;
+    write_file(&named, &wanted, 0o644)?;
     Ok(files)
 }
 
-/// Only the owner may read a key.
-fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+/// Accepts certificates that lead to the authority, are valid now, and are not on its list of revocations. `insecure`: also
+/// whoever shows none.
+pub fn verifier(
+    authority: &Authority,
+    registry: &Registry,
+    now: Timestamp,
+    insecure: bool,
+) -> Result<Arc<dyn ClientCertVerifier>, CaError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in chain(authority.bundle()?.as_bytes())? {
+        roots.add(certificate)?;
+    }
+    // For devices that show their own certificate and not what leads to the root.
+    for certificate in chain(authority.issuing().as_bytes())? {
+        roots.add(certificate)?;
+    }
+    let revoked = registry.look(|state| authority.revocations(state.revoked(now), now))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    // What is revoked is decided by the registry, for every connection; the list gives a client the reason in the handshake.
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .with_crls([revoked.der().clone()])
+        .only_check_end_entity_revocation()
+        .allow_unknown_revocation_status();
+    Ok(if insecure { builder.allow_unauthenticated().build()? } else { builder.build()? })
 }
 
-/// The configuration of [`config`] from files. The certificate is read and looked at before the key, so the first
-/// file that is wrong is the one that is named.
-pub fn server_config(files: &Files) -> Result<Arc<ServerConfig>, CaError> {
+/// A TLS 1.3 configuration from files, without session resumption: a resumed session would not pass the verifier again. The
+/// certificate is read and looked at before the key, so the first file that is wrong is the one that is named.
+pub fn server_config(files: &Files, verifier: Arc<dyn ClientCertVerifier>) -> Result<Arc<ServerConfig>, CaError> {
     let read =
         |path: &Path| std::fs::read(path).map_err(|e| CaError::File { path: path.to_owned(), message: e.to_string() });
     let named = |path: &Path, error: CaError| match error {
@@ -99,13 +146,27 @@ pub fn server_config(files: &Files) -> Result<Arc<ServerConfig>, CaError> {
     };
     let chain = chain(&read(&files.cert)?).map_err(|e| named(&files.cert, e))?;
     let key = private_key(&read(&files.key)?).map_err(|e| named(&files.key, e))?;
-    with_chain(chain, key)
+    with_chain(chain, key, verifier)
 }
 
-/// TLS 1.3 only, without session resumption: a resumed session would not pass the client verifier again. `cert` is
-/// the chain, leaf first, `key` its private key, both PEM.
-pub fn config(cert: &[u8], key: &[u8]) -> Result<Arc<ServerConfig>, CaError> {
-    with_chain(chain(cert)?, private_key(key)?)
+/// The same from the texts of the files, both PEM.
+pub fn config(cert: &[u8], key: &[u8], verifier: Arc<dyn ClientCertVerifier>) -> Result<Arc<ServerConfig>, CaError> {
+    with_chain(chain(cert)?, private_key(key)?, verifier)
+}
+
+fn with_chain(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    verifier: Arc<dyn ClientCertVerifier>,
+) -> Result<Arc<ServerConfig>, CaError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
 }
 
 fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CaError> {
@@ -121,47 +182,55 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, CaError> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|e| CaError::Key(e.to_string()))
 }
 
-fn with_chain(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Arc<ServerConfig>, CaError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
-}
-
 #[cfg(test)]
 mod tests {
+    use device::time::SECOND;
+
     use super::*;
 
+    const NOW: Timestamp = Timestamp(1_800_000_000 * SECOND);
+
+    fn made(data: &Path, names: &[&str], now: Timestamp) -> Files {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let registry = Registry::open(data).unwrap();
+        server(data, &authority(data, now).unwrap(), &registry, &names, now).unwrap()
+    }
+
     #[test]
-    fn the_development_certificate_is_made_once_and_works() {
+    fn the_servers_certificate_is_made_once_and_again_when_it_must_be() {
         let dir = tempfile::tempdir().unwrap();
-        let files = development(dir.path()).unwrap();
-        let before = std::fs::read(&files.cert).unwrap();
-        server_config(&files).unwrap();
-        development(dir.path()).unwrap();
-        assert_eq!(std::fs::read(&files.cert).unwrap(), before);
+        let text = |files: &Files| std::fs::read_to_string(&files.cert).unwrap();
+        let first = text(&made(dir.path(), &["localhost"], NOW));
+        assert_eq!(text(&made(dir.path(), &["localhost"], NOW.plus(300 * DAY))), first);
+        let renewed = text(&made(dir.path(), &["localhost"], NOW.plus(336 * DAY)));
+        assert_ne!(renewed, first);
+        let named = made(dir.path(), &["localhost", "10.0.0.1"], NOW.plus(336 * DAY));
+        assert_ne!(text(&named), renewed);
+        let authority = authority(dir.path(), NOW).unwrap();
+        let registry = Registry::open(dir.path()).unwrap();
+        server_config(&named, verifier(&authority, &registry, NOW, false).unwrap()).unwrap();
         use std::os::unix::fs::PermissionsExt;
-        assert_eq!(std::fs::metadata(&files.key).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::metadata(&named.key).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
     fn a_certificate_that_is_none_is_an_error_with_its_name() {
         let dir = tempfile::tempdir().unwrap();
+        let good = made(dir.path(), &["localhost"], NOW);
+        let authority = authority(dir.path(), NOW).unwrap();
+        let registry = Registry::open(dir.path()).unwrap();
+        let config =
+            |files: &Files| server_config(files, verifier(&authority, &registry, NOW, false).unwrap()).map(drop);
         let files = Files { cert: dir.path().join("a.crt"), key: dir.path().join("a.key") };
         std::fs::write(&files.cert, "hello").unwrap();
-        let error = server_config(&files).unwrap_err().to_string();
+        let error = config(&files).unwrap_err().to_string();
         assert!(error.contains("a.crt") && error.contains("no certificate"), "{error}");
-        development(dir.path()).unwrap();
-        std::fs::copy(dir.path().join("server.crt"), &files.cert).unwrap();
+        std::fs::copy(&good.cert, &files.cert).unwrap();
         for wrong in [None, Some("hello")] {
             if let Some(text) = wrong {
                 std::fs::write(&files.key, text).unwrap();
             }
-            let error = server_config(&files).unwrap_err().to_string();
+            let error = config(&files).unwrap_err().to_string();
             assert!(error.contains("a.key"), "{error}");
         }
     }

@@ -111,10 +111,13 @@ pub struct MqttConfig {
     pub plain: Option<SocketAddr>,
     /// TLS 1.3 listener.
     pub tls: Option<SocketAddr>,
-    /// Certificate chain of the TLS listener (PEM). Absent: a development certificate is made in the data directory.
+    /// Certificate chain of the TLS listener (PEM). Absent: the authority in the data directory makes one.
     pub tls_cert: Option<PathBuf>,
     /// Private key of the TLS listener (PEM).
     pub tls_key: Option<PathBuf>,
+    /// Hosts and addresses that devices reach this engine by, beside `localhost`: they stand in the certificate that the
+    /// authority makes for it.
+    pub names: Vec<String>,
     /// Longest keep alive; MQTT 5 clients that ask for more, or for none, are told this one. Absent: any.
     #[serde(with = "optional_duration", skip_serializing_if = "Option::is_none")]
     pub max_keep_alive: Option<Duration>,
@@ -125,10 +128,11 @@ pub struct MqttConfig {
 impl Default for MqttConfig {
     fn default() -> Self {
         Self {
-            plain: Some(SocketAddr::from(([127, 0, 0, 1], 1883))),
+            plain: None,
             tls: None,
             tls_cert: None,
             tls_key: None,
+            names: Vec::new(),
             max_keep_alive: None,
             no_subscribe: Vec::new(),
         }
@@ -317,6 +321,15 @@ impl Config {
         toml::from_str::<Self>(text).map_err(|error| explain(&error.to_string()))
     }
 
+    /// Opens a listener for devices where none is named: with TLS, or without it if that was asked for.
+    pub fn listen(&mut self) {
+        if self.node.insecure {
+            self.mqtt.plain.get_or_insert(SocketAddr::from(([127, 0, 0, 1], 1883)));
+        } else {
+            self.mqtt.tls.get_or_insert(SocketAddr::from(([0, 0, 0, 0], 8883)));
+        }
+    }
+
     /// Checks what the parts cannot check for themselves.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.node.shards == 0 || self.node.shards > 1024 {
@@ -326,14 +339,13 @@ impl Config {
             let message = "a certificate needs its key: set both mqtt.tls_cert and mqtt.tls_key, or neither".into();
             return Err(ConfigError::Value { key: "mqtt.tls_cert", message });
         }
-        let listeners =
-            [("mqtt.plain", self.mqtt.plain), ("mqtt.tls", self.mqtt.tls), ("http.listen", self.http.listen)];
-        for (key, address) in listeners {
+        let open = [("mqtt.plain", self.mqtt.plain), ("http.listen", self.http.listen)];
+        for (key, address) in open {
             let Some(address) = address else { continue };
             if !self.node.insecure {
                 let message = format!(
-                    "{address} would serve anybody: this version does not authenticate clients yet. \
-                     Say --insecure to allow it on loopback"
+                    "{address} would serve anybody. Devices with certificates connect to mqtt.tls; \
+                     say --insecure to serve others, on loopback"
                 );
                 return Err(ConfigError::Value { key, message });
             }
@@ -341,6 +353,17 @@ impl Config {
                 let message = format!("{address} is not a loopback address; --insecure serves loopback only");
                 return Err(ConfigError::Value { key, message });
             }
+        }
+        if let Some(address) = self.mqtt.tls.filter(|address| self.node.insecure && !address.ip().is_loopback()) {
+            let message =
+                format!("{address} is not a loopback address; with --insecure, devices without certificates come in");
+            return Err(ConfigError::Value { key: "mqtt.tls", message });
+        }
+        if let Some(name) =
+            self.mqtt.names.iter().find(|name| rcgen::CertificateParams::new(vec![(*name).clone()]).is_err())
+        {
+            let message = format!("{name:?} is neither a host name nor an address");
+            return Err(ConfigError::Value { key: "mqtt.names", message });
         }
         if let Some(most) = self.mqtt.max_keep_alive
             && (most.subsec_nanos() != 0 || !(1..=u64::from(u16::MAX)).contains(&most.as_secs()))

@@ -8,7 +8,6 @@ use alerts::Happening;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::ca;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::core::{Core, CoreError};
@@ -20,6 +19,7 @@ use crate::notify::{self, Channels};
 use crate::project::Loaded;
 use crate::query::{self, Bounds};
 use crate::repair::Repairs;
+use crate::trust::Trust;
 use crate::watch::{self, Deployments};
 
 /// How long connections get to finish at a stop.
@@ -47,13 +47,11 @@ impl Engine {
             Some(address) => Some(http::bind(address).await.map_err(|e| listen("HTTP", address, e.to_string()))?),
             None => None,
         };
-        let tls = match config.mqtt.tls {
+        let trust = match config.mqtt.tls {
             Some(address) => {
-                let files = match (&config.mqtt.tls_cert, &config.mqtt.tls_key) {
-                    (Some(cert), Some(key)) => ca::Files { cert: cert.clone(), key: key.clone() },
-                    _ => ca::development(&config.store.data.join("ca")).map_err(|e| CoreError::Other(e.to_string()))?,
-                };
-                Some((address, ca::server_config(&files).map_err(|e| CoreError::Other(e.to_string()))?))
+                let trust = Trust::open(config, clock.clone()).map_err(|e| CoreError::Other(e.to_string()))?;
+                let tls = trust.tls().map_err(|e| CoreError::Other(e.to_string()))?;
+                Some((address, tls, trust))
             }
             None => None,
         };
@@ -67,10 +65,19 @@ impl Engine {
         let hub = Hub::new(limits);
         let channels = Channels::new(&config.alerts, &hub).map_err(|e| CoreError::Other(e.to_string()))?;
         let core = Arc::new(Core::open(config, loaded, clock.clone(), hub.clone()).await?);
-        let listeners = GatewayConfig { plain: config.mqtt.plain, tls };
-        let gateway = Gateway::start(listeners, hub, core.node.clone(), clock.clone(), Arc::new(rand::random::<u64>))
+        let (tls, trust) = match trust {
+            Some((address, tls, trust)) => (Some((address, tls)), Some(trust)),
+            None => (None, None),
+        };
+        let listeners =
+            GatewayConfig { plain: config.mqtt.plain, tls, guard: trust.as_ref().map(|trust| trust.guard.clone()) };
+        let random = Arc::new(rand::random::<u64>);
+        let gateway = Gateway::start(listeners, hub.clone(), core.node.clone(), clock.clone(), random)
             .map_err(|e| CoreError::Other(e.to_string()))?;
         let stop = CancellationToken::new();
+        if let (Some(trust), Some(settings)) = (trust, gateway.tls()) {
+            tokio::spawn(trust.follow(hub, settings.clone(), stop.clone()));
+        }
         let books = Arc::new(Books::new(core.clone(), gateway.metrics()));
         tokio::spawn(compare(books.clone(), stop.clone()));
         let told = Arc::new(notify::Report::default());

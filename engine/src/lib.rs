@@ -13,7 +13,8 @@
 //! - [`repair`]: partitions of pipelines computed once more, and rows as they come.
 //! - [`notify`]: messages about incidents on their way to receivers.
 //! - [`project`]: the pipeline project in the data directory. [`schemas`]: what its streams may become; `majors`: views over
-//!   their major versions. [`ca`]: TLS certificates.
+//!   their major versions. [`ca`], [`guard`], `trust`: certificates of
+//!   the device listener, whom they let in, and what becomes of that while it is open.
 //! - [`testing`]: an engine in memory for the tests that stand beside pipelines.
 //! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
 
@@ -28,6 +29,7 @@ pub mod engine;
 pub mod fleet;
 pub mod gateway;
 pub mod groups;
+pub mod guard;
 pub mod holds;
 pub mod housekeeping;
 pub mod http;
@@ -45,4 +47,5 @@ pub mod schemas;
 pub mod simulate;
 pub mod testing;
 pub mod torture;
+mod trust;
 pub mod watch;

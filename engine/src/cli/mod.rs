@@ -5,6 +5,7 @@
 
 mod alerts;
 mod audit;
+mod ca;
 mod check;
 mod demo;
 mod devices;
@@ -61,6 +62,8 @@ enum Command {
     Pipelines(pipelines::Args),
     /// Alerts that are not ok: list, show, acknowledge, silence; who is told; what rules would have done.
     Alerts(alerts::Args),
+    /// Certificates of devices and users: make, list, revoke, renew.
+    Ca(ca::Args),
     /// Devices: list, show, tell them to do something.
     Devices(devices::Args),
     /// What devices are wanted to be and say they are: show, set, delete.
@@ -123,6 +126,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::main(&args),
         Command::Pipelines(args) => runtime(pipelines::main(args)),
         Command::Alerts(args) => runtime(alerts::main(&args)),
+        Command::Ca(args) => ca::main(&args),
         Command::Devices(args) => devices::main(&args),
         Command::Shadow(args) => shadow::main(&args),
         Command::Groups(args) => groups::main(&args),

@@ -26,13 +26,13 @@ pub(super) struct Args {
     /// Folder of .sql files.
     #[arg(long, env = "WEIR_PIPELINES")]
     pipelines: Option<PathBuf>,
-    /// Plain MQTT listener.
+    /// Plain MQTT listener; only with --insecure, and then 127.0.0.1:1883 by default.
     #[arg(long, env = "WEIR_MQTT", value_name = "ADDR")]
     mqtt: Option<SocketAddr>,
-    /// MQTT listener with TLS 1.3.
+    /// MQTT listener with TLS 1.3 and client certificates [default without --insecure: 0.0.0.0:8883].
     #[arg(long, env = "WEIR_MQTTS", value_name = "ADDR")]
     mqtts: Option<SocketAddr>,
-    /// Certificate chain of the TLS listener (PEM); without it a development certificate is made.
+    /// Certificate chain of the TLS listener (PEM); without it the engine's own authority makes one.
     #[arg(long, env = "WEIR_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// Private key of the TLS listener (PEM).
@@ -68,6 +68,7 @@ impl Args {
         config.mqtt.tls_cert = self.tls_cert.clone().or(config.mqtt.tls_cert);
         config.mqtt.tls_key = self.tls_key.clone().or(config.mqtt.tls_key);
         config.node.insecure |= self.insecure;
+        config.listen();
         if !self.print_config {
             config.validate().map_err(usage)?;
         }

@@ -9,6 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -32,6 +33,7 @@ use super::limits::{OUT_HIGH, READ_MAX, READ_MIN};
 use super::metrics::{Counts, up};
 use super::route::Routes;
 use super::session::{Core, Session};
+use crate::guard::Guard;
 
 /// Reads the clock.
 pub(crate) type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -45,6 +47,8 @@ pub(crate) struct Shared<I> {
     pub(crate) clock: Clock,
     pub(crate) random: Random,
     pub(crate) phase: AtomicU8,
+    /// Who decides about certificates; none: nobody is asked for one.
+    pub(crate) guard: Option<Arc<Guard>>,
     /// Cancelled when the gateway stops: whoever has not said CONNECT by then need not.
     pub(crate) leaving: CancellationToken,
 }
@@ -112,11 +116,26 @@ pub(crate) struct Client {
     pub(crate) persistent: bool,
 }
 
+/// The address that a connection comes from; none: it has no socket.
+pub(crate) type Peer = Option<SocketAddr>;
+
+/// Who is at the other end.
+#[derive(Debug, Clone)]
+pub(crate) struct Speaker {
+    pub(crate) identity: Identity,
+    /// The guard's revision at a time before it was asked.
+    pub(crate) revision: u64,
+    pub(crate) peer: Peer,
+}
+
 /// An open connection.
 pub(crate) struct Connection<I: Ingress, S> {
     pub(crate) shared: Arc<Shared<I>>,
     pub(crate) io: S,
     pub(crate) identity: Identity,
+    /// What the guard knew when it said so.
+    revision: u64,
+    pub(crate) peer: Peer,
     pub(crate) client: Client,
     pub(crate) session: Arc<Session>,
     pub(crate) core: OwnedMutexGuard<Core>,
@@ -162,7 +181,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
     pub(crate) fn new(
         shared: Arc<Shared<I>>,
         io: S,
-        identity: Identity,
+        speaker: Speaker,
         client: Client,
         session: Arc<Session>,
         core: OwnedMutexGuard<Core>,
@@ -176,7 +195,9 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             received: (shared.clock)(),
             shared,
             io,
-            identity,
+            identity: speaker.identity,
+            revision: speaker.revision,
+            peer: speaker.peer,
             client,
             session,
             core,
@@ -242,6 +263,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         if let Some(code) = self.session.kicked() {
             return Err(End::Told(code));
         }
+        self.ask_again()?;
         match self.shared.phase.load(Ordering::Acquire) {
             RUNNING => Ok(()),
             DRAINING => {
@@ -250,6 +272,42 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             }
             _ => Err(End::Told(code::SHUTTING_DOWN)),
         }
+    }
+
+    /// Asks the guard again if what it knows has changed since it was last asked.
+    fn ask_again(&mut self) -> Result<(), End> {
+        let Some(guard) = &self.shared.guard else { return Ok(()) };
+        let revision = guard.revision();
+        if revision == self.revision {
+            return Ok(());
+        }
+        match guard.again(&self.identity) {
+            Err(why) => {
+                up(&self.shared.hub.metrics.cut);
+                guard.refused(&self.identity, self.peer, "connection", why.code());
+                return Err(Fault::new(code::NOT_AUTHORIZED, why.text()).into());
+            }
+            Ok(identity) if identity == self.identity => self.revision = revision,
+            // Where its topics lead may have changed; a message that waits on one of them comes first.
+            Ok(identity) if matches!(self.wait, Wait::Nothing) => {
+                self.identity = identity;
+                self.routes = Routes::default();
+                self.revision = revision;
+            }
+            Ok(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Counts and notes what somebody tried who may not. Whoever has a name and should know better is sent away.
+    pub(crate) fn denied(&self, what: &str, text: &'static str) -> Result<(), End> {
+        if !self.identity.is_strict() {
+            return Ok(());
+        }
+        if let Some(guard) = &self.shared.guard {
+            guard.refused(&self.identity, self.peer, what, text);
+        }
+        Err(Fault::new(code::NOT_AUTHORIZED, text).into())
     }
 
     fn finished(&self) -> bool {

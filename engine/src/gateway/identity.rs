@@ -1,7 +1,14 @@
 //! Who is speaking, and what follows from it. The one place that decides this.
 //!
-//! Today there is one kind of speaker: anybody, on a loopback port that was opened on purpose. It may do
-//! everything, so the gateway is also an ordinary MQTT broker. Certificates and roles join here, and nowhere else.
+//! Anybody, on a loopback port that was opened on purpose, may do everything, so the gateway is also an ordinary MQTT
+//! broker. A device, known by its certificate, may do what the table of topics gives it under its own id (and under those
+//! of its children, if it is a gateway), and nothing else.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use access::subject::Subject;
+use device::id::DeviceId;
 
 /// The speaker on one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,10 +19,36 @@ pub struct Identity {
 /// First levels of topics that only the server publishes on.
 const OWN: [&str; 3] = ["$SYS", "$engine", "$share"];
 
+/// What a device says, behind `devices/{id}/`.
+const SAID: [&str; 8] =
+    ["telemetry", "hello", "status", "commands/result", "config/reported", "shadow/reported", "ota/status", "ota/get"];
+
+/// What a device is told, behind `devices/{id}/`.
+const TOLD: [&str; 8] = ["hello/ack", "ack", "commands", "config", "errors", "shadow/delta", "ota/offer", "ota/chunk"];
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     /// Nobody asked. Only on ports opened with `--insecure`.
     Anonymous,
+    /// A device with a certificate.
+    Device(Arc<Card>),
+}
+
+/// What a device's certificate, and the registry, say of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Card {
+    id: DeviceId,
+    subject: Subject,
+    serial: String,
+    children: BTreeSet<DeviceId>,
+}
+
+impl Card {
+    /// What stands behind `devices/{id}/`, where the id is this device's or a child's.
+    fn own<'t>(&self, topic: &'t str) -> Option<&'t str> {
+        let (id, rest) = topic.strip_prefix("devices/")?.split_once('/')?;
+        (id == self.id.as_str() || self.children.contains(id)).then_some(rest)
+    }
 }
 
 impl Identity {
@@ -24,26 +57,76 @@ impl Identity {
         Self { kind: Kind::Anonymous }
     }
 
+    /// A device that showed a certificate with this number, and the devices that it speaks for.
+    pub fn device(id: DeviceId, serial: String, children: BTreeSet<DeviceId>) -> Self {
+        Self { kind: Kind::Device(Arc::new(Card { subject: Subject::Device(id.clone()), id, serial, children })) }
+    }
+
+    /// The number of its certificate, and whom that is for.
+    pub fn certificate(&self) -> Option<(&str, &Subject)> {
+        match &self.kind {
+            Kind::Anonymous => None,
+            Kind::Device(card) => Some((&card.serial, &card.subject)),
+        }
+    }
+
+    /// The only client identifier it may have.
+    pub fn client_id(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Anonymous => None,
+            Kind::Device(card) => Some(card.id.as_str()),
+        }
+    }
+
+    /// Whether a connection ends when it tries what it may not do: somebody who has a name knows what is his.
+    pub fn is_strict(&self) -> bool {
+        !matches!(self.kind, Kind::Anonymous)
+    }
+
     /// Whether it may publish on this (valid) topic. `$SYS` and `$engine` belong to the server.
     pub fn may_publish(&self, topic: &str) -> bool {
-        match self.kind {
+        match &self.kind {
             Kind::Anonymous => !OWN.contains(&topic.split('/').next().unwrap_or_default()),
+            Kind::Device(card) => {
+                card.own(topic).is_some_and(|rest| SAID.contains(&rest) || is_shadow(rest, "reported"))
+            }
         }
     }
 
     /// Whether a message of it on this topic may be retained.
-    pub fn may_retain(&self, _topic: &str) -> bool {
-        match self.kind {
+    pub fn may_retain(&self, topic: &str) -> bool {
+        match &self.kind {
             Kind::Anonymous => true,
+            Kind::Device(card) => card.own(topic) == Some("status"),
         }
     }
 
     /// Whether it may subscribe with this (valid) filter.
-    pub fn may_subscribe(&self, _filter: &str) -> bool {
-        match self.kind {
+    pub fn may_subscribe(&self, filter: &str) -> bool {
+        match &self.kind {
             Kind::Anonymous => true,
+            Kind::Device(card) => card.own(filter).is_some_and(|rest| {
+                let whole = rest == "#" || rest.strip_suffix("/#").is_some_and(|above| !above.contains('+'));
+                whole || TOLD.contains(&rest) || is_shadow(rest, "delta")
+            }),
         }
     }
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.kind {
+            Kind::Anonymous => f.write_str("anonymous"),
+            Kind::Device(card) => card.subject.fmt(f),
+        }
+    }
+}
+
+/// Whether this is the plain topic of a named shadow, of all with `+`: `shadow/{name}/{what}`.
+fn is_shadow(rest: &str, what: &str) -> bool {
+    let name =
+        rest.strip_prefix("shadow/").and_then(|rest| rest.strip_suffix(what)).and_then(|rest| rest.strip_suffix('/'));
+    name.is_some_and(|name| !name.is_empty() && !name.contains('/') && (what == "delta" || name != "+"))
 }
 
 #[cfg(test)]
@@ -58,5 +141,83 @@ mod tests {
         assert!(identity.may_publish("$SYSTEM/x"));
         assert!(identity.may_publish("devices/a/commands"));
         assert!(identity.may_subscribe("$SYS/#"));
+    }
+
+    fn id(text: &str) -> DeviceId {
+        DeviceId::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_device_says_what_devices_say_under_its_own_name() {
+        let device = Identity::device(id("a"), "1".into(), BTreeSet::new());
+        for rest in SAID.iter().copied().chain(["shadow/net/reported"]) {
+            assert!(device.may_publish(&format!("devices/a/{rest}")), "{rest}");
+            assert!(!device.may_publish(&format!("devices/b/{rest}")), "{rest}");
+            assert_eq!(device.may_retain(&format!("devices/a/{rest}")), rest == "status", "{rest}");
+            assert!(!device.may_retain(&format!("devices/b/{rest}")), "{rest}");
+        }
+        for rest in TOLD.iter().copied().chain([
+            "shadow/net/delta",
+            "x",
+            "telemetry/x",
+            "shadow/a/b/reported",
+            "shadow//reported",
+        ]) {
+            assert!(!device.may_publish(&format!("devices/a/{rest}")), "{rest}");
+        }
+        for topic in [
+            "devices/a",
+            "devices/a/",
+            "devices//telemetry",
+            "devices/aa/telemetry",
+            "plain",
+            "groups/g/commands",
+            "provisioning/g/req",
+            "$engine/x",
+            "$SYS/x",
+            "devices/A/telemetry",
+        ] {
+            assert!(!device.may_publish(topic), "{topic}");
+        }
+    }
+
+    #[test]
+    fn a_device_hears_what_devices_are_told_under_its_own_name() {
+        let device = Identity::device(id("a"), "1".into(), BTreeSet::new());
+        for rest in TOLD.iter().copied().chain(["#", "shadow/#", "shadow/net/delta", "shadow/+/delta"]) {
+            assert!(device.may_subscribe(&format!("devices/a/{rest}")), "{rest}");
+            assert!(!device.may_subscribe(&format!("devices/b/{rest}")), "{rest}");
+            assert!(!device.may_subscribe(&format!("devices/+/{rest}")), "{rest}");
+            assert!(!device.may_subscribe(&format!("$share/g/devices/a/{rest}")), "{rest}");
+        }
+        for filter in [
+            "#",
+            "+/#",
+            "devices/#",
+            "devices/+/#",
+            "devices/a",
+            "devices/a/telemetry",
+            "devices/a/+",
+            "devices/a/+/#",
+            "devices/a/+/delta",
+            "groups/#",
+            "$SYS/#",
+            "+/a/commands",
+        ] {
+            assert!(!device.may_subscribe(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn a_gateway_speaks_for_its_children_and_for_nobody_else() {
+        let gateway = Identity::device(id("gw"), "1".into(), BTreeSet::from([id("a"), id("b")]));
+        for child in ["gw", "a", "b"] {
+            assert!(gateway.may_publish(&format!("devices/{child}/telemetry")));
+            assert!(gateway.may_subscribe(&format!("devices/{child}/commands")));
+            assert!(gateway.may_retain(&format!("devices/{child}/status")));
+        }
+        assert!(!gateway.may_publish("devices/c/telemetry"));
+        assert!(!gateway.may_subscribe("devices/c/#"));
+        assert_eq!(gateway.client_id(), Some("gw"));
     }
 }

@@ -102,6 +102,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             }
             _ => {}
         }
+        let may_retain = !publish.retain || !self.identity.is_strict() || self.identity.may_retain(&route.topic);
         let keeps = route.target.retains() && publish.retain || interest.is_some();
         let head = Head {
             qos: publish.qos,
@@ -133,6 +134,12 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         }
         let mut payload = self.buf.split_to(frame.len).freeze();
         payload.advance(head.payload);
+        if !may_retain {
+            return self.deny(at, ticket, "only status may be retained");
+        }
+        if self.routes.get(at).is_some_and(|route| route.target == Target::Denied) {
+            return self.deny(at, ticket, "this topic is not open to you");
+        }
         self.hand_on(at, head, payload, ticket, frame.len);
         Ok(())
     }
@@ -185,14 +192,18 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                     self.core.incoming.decide(ticket, verdict);
                 }
             }
-            Target::Denied => {
-                up(&self.shared.hub.metrics.denied);
-                let text = Some("this topic is not open to you".into());
-                if let Some(ticket) = ticket {
-                    self.core.incoming.decide(ticket, Verdict { code: code::NOT_AUTHORIZED, text });
-                }
-            }
+            Target::Denied => {}
         }
+    }
+
+    /// A message that goes nowhere.
+    fn deny(&mut self, at: usize, ticket: Option<u64>, text: &'static str) -> Result<(), End> {
+        up(&self.shared.hub.metrics.denied);
+        if let Some(ticket) = ticket {
+            self.core.incoming.decide(ticket, Verdict { code: code::NOT_AUTHORIZED, text: Some(text.into()) });
+        }
+        let topic = self.routes.get(at).map(|route| route.topic.clone());
+        self.denied(topic.as_deref().unwrap_or_default(), text)
     }
 
     fn push(&mut self, at: usize, inbound: Inbound) {

@@ -50,8 +50,8 @@ pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener
             () = door.stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, or a peer that was gone already: others must not suffer for long.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -72,8 +72,11 @@ pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener
             async move {
                 up(&metrics.connections);
                 match tls {
-                    None => opening::serve(door.shared.clone(), stream, Identity::anonymous()).await,
-                    Some(tls) => handshake(&door, stream, &tls).await,
+                    None => {
+                        let entry = (Ok(Identity::anonymous()), 0);
+                        opening::serve(door.shared.clone(), stream, entry, Some(peer)).await;
+                    }
+                    Some(tls) => handshake(&door, stream, peer, &tls).await,
                 }
                 down(&metrics.connections);
                 drop(place);
@@ -83,7 +86,7 @@ pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener
     }
 }
 
-async fn handshake<I: Ingress>(door: &Arc<Door<I>>, stream: TcpStream, tls: &TlsSettings) {
+async fn handshake<I: Ingress>(door: &Arc<Door<I>>, stream: TcpStream, peer: SocketAddr, tls: &TlsSettings) {
     let metrics = &door.shared.hub.metrics;
     let Ok(turn) = door.handshakes.clone().try_acquire_owned() else {
         return up(&metrics.refused_limit);
@@ -93,7 +96,9 @@ async fn handshake<I: Ingress>(door: &Arc<Door<I>>, stream: TcpStream, tls: &Tls
     let stream = match door.shared.leaving.run_until_cancelled(accepted).await {
         Some(Ok(Ok(stream))) => stream,
         Some(Ok(Err(error))) => {
-            tracing::debug!(%error, "a TLS handshake failed");
+            if let Some(guard) = &door.shared.guard {
+                guard.turned_away(peer, &error.to_string());
+            }
             return up(&metrics.refused_handshake);
         }
         Some(Err(_)) => return up(&metrics.refused_timeout),
@@ -103,5 +108,17 @@ async fn handshake<I: Ingress>(door: &Arc<Door<I>>, stream: TcpStream, tls: &Tls
     if stream.get_ref().1.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
         return up(&metrics.refused_handshake);
     }
-    opening::serve(door.shared.clone(), stream, Identity::anonymous()).await;
+    let guard = door.shared.guard.as_ref();
+    // In this order: what changes while it is asked is seen by the connection.
+    let revision = guard.map_or(0, |guard| guard.revision());
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let entry = match (guard, certificate) {
+        (Some(guard), Some(certificate)) => guard.identify(certificate),
+        // The verifier has let in somebody without a certificate because nobody has to have one.
+        _ => Ok(Identity::anonymous()),
+    };
+    if let (Some(guard), Err(why)) = (guard, &entry) {
+        guard.turned_away(peer, why.code());
+    }
+    opening::serve(door.shared.clone(), stream, (entry, revision), Some(peer)).await;
 }

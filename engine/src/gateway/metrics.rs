@@ -41,6 +41,7 @@ counters! {
     refused_version => "weir_mqtt_connect_refused_total", "reason=\"version\"";
     refused_identity => "weir_mqtt_connect_refused_total", "reason=\"identity\"";
     refused_busy => "weir_mqtt_connect_refused_total", "reason=\"busy\"";
+    cut => "weir_mqtt_cut_total", "";
     taken_over => "weir_mqtt_taken_over_total", "";
     received_0 => "weir_mqtt_publish_received_total", "qos=\"0\"";
     received_1 => "weir_mqtt_publish_received_total", "qos=\"1\"";

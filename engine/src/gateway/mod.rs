@@ -67,6 +67,7 @@ pub use metrics::GatewayMetrics;
 pub use tls::TlsSettings;
 
 use crate::bus::{Bus, BusConfig};
+use crate::guard::Guard;
 use connection::{CLOSED, DRAINING, RUNNING, Shared};
 use metrics::up;
 
@@ -85,6 +86,8 @@ pub struct GatewayConfig {
     pub plain: Option<SocketAddr>,
     /// TLS 1.3.
     pub tls: Option<(SocketAddr, Arc<ServerConfig>)>,
+    /// Who decides about the certificates of clients; none: nobody is asked for one.
+    pub guard: Option<Arc<Guard>>,
 }
 
 /// Why a gateway could not be started.
@@ -164,6 +167,7 @@ impl Gateway {
             clock,
             random,
             phase: AtomicU8::new(RUNNING),
+            guard: config.guard,
             leaving: CancellationToken::new(),
         });
         let door = Arc::new(listener::Door {

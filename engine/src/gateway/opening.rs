@@ -9,7 +9,7 @@ use device::status::Status;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Duration, Instant};
 
-use super::connection::{Client, Connection, End, RUNNING, Shared};
+use super::connection::{Client, Connection, End, Peer, RUNNING, Shared, Speaker};
 use super::control::{self, Connect, Will};
 use super::fault::{Fault, code};
 use super::frame::{self, Version, kind};
@@ -21,12 +21,17 @@ use super::message::Message;
 use super::metrics::up;
 use super::reply::{self, Granted};
 use super::route::{self, Target};
+use crate::guard::{Guard, NoEntry};
 
 /// A CONNECT is at most this long: a will of a packet's size would otherwise be read from anybody.
 const CONNECT_PACKET: usize = 128 * 1024;
 
+/// What is known of somebody before the first packet: who it is, or why a certificate opens nothing; and the guard's
+/// revision at a time before it was asked.
+pub(crate) type Entry = (Result<Identity, NoEntry>, u64);
+
 /// Serves one connection from its first byte to its last.
-pub(crate) async fn serve<I, S>(shared: Arc<Shared<I>>, mut io: S, identity: Identity)
+pub(crate) async fn serve<I, S>(shared: Arc<Shared<I>>, mut io: S, (entry, revision): Entry, peer: Peer)
 where
     I: Ingress,
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -42,10 +47,27 @@ where
         Some(Err(_)) => return up(&metrics.refused_timeout),
     };
     let (version, most) = (connect.version, connect.maximum_packet as usize);
-    let (connect, assigned) = match admit(&shared, connect) {
-        Ok(connect) => connect,
-        Err(fault) => return refuse(&shared, &mut io, (version, fault), most).await,
+    let identity = match entry {
+        Ok(identity) => identity,
+        Err(why) => {
+            let fault = Fault::new(code::NOT_AUTHORIZED, why.text());
+            return refuse(&shared, &mut io, (version, fault), most).await;
+        }
     };
+    let (connect, assigned) = match admit(&shared, &identity, connect) {
+        Ok(connect) => connect,
+        Err(fault) => {
+            if identity.is_strict()
+                && let Some(guard) = &shared.guard
+            {
+                guard.refused(&identity, peer, "connect", fault.text);
+            }
+            return refuse(&shared, &mut io, (version, fault), most).await;
+        }
+    };
+    if let Err(fault) = came_in(&shared, &identity).await {
+        return refuse(&shared, &mut io, (version, fault), most).await;
+    }
     let keep_alive = granted_keep_alive(limits.keep_alive, &connect);
     let expiry = shared.hub.expiry(connect.session_expiry).as_secs();
     let granted = Granted {
@@ -79,9 +101,10 @@ where
     };
     drop(connect);
     tracing::debug!(client = %session.client, ?version, present, "connected");
+    let speaker = Speaker { identity, revision, peer };
     // On the heap: the task then costs what a connection needs and not what its opening needed.
     let mut connection =
-        Box::new(Connection::new(shared.clone(), io, identity, client, session, core, claim, (buf, out)));
+        Box::new(Connection::new(shared.clone(), io, speaker, client, session, core, claim, (buf, out)));
     let end = connection.run().await;
     close(&shared, connection, end).await;
 }
@@ -122,7 +145,11 @@ async fn read_connect<S: AsyncRead + Unpin>(io: &mut S, buf: &mut BytesMut) -> R
 }
 
 /// Checks what a CONNECT asks for, and gives a client without a name one.
-fn admit<I: Ingress>(shared: &Shared<I>, mut connect: Connect) -> Result<(Connect, Option<String>), Fault> {
+fn admit<I: Ingress>(
+    shared: &Shared<I>,
+    identity: &Identity,
+    mut connect: Connect,
+) -> Result<(Connect, Option<String>), Fault> {
     if shared.phase.load(Ordering::Acquire) != RUNNING {
         return Err(Fault::new(code::SHUTTING_DOWN, "the server is shutting down"));
     }
@@ -131,6 +158,24 @@ fn admit<I: Ingress>(shared: &Shared<I>, mut connect: Connect) -> Result<(Connec
     }
     if connect.client_id.len() > CLIENT_ID {
         return Err(Fault::new(code::CLIENT_ID, "the client identifier is longer than 1024 bytes"));
+    }
+    if let Some(will) = connect.will.as_ref().filter(|_| identity.is_strict()) {
+        if !identity.may_publish(&will.topic) {
+            return Err(Fault::new(code::NOT_AUTHORIZED, "the topic of the will is not open to you"));
+        }
+        if will.retain && !identity.may_retain(&will.topic) {
+            return Err(Fault::new(code::NOT_AUTHORIZED, "only status may be retained, also as a will"));
+        }
+    }
+    if let Some(own) = identity.client_id() {
+        if connect.client_id == own {
+            return Ok((connect, None));
+        }
+        if !connect.client_id.is_empty() {
+            return Err(Fault::new(code::CLIENT_ID, "the client identifier must be the device id in the certificate"));
+        }
+        connect.client_id = own.to_owned();
+        return Ok((connect, Some(own.to_owned())));
     }
     if !connect.client_id.is_empty() {
         return Ok((connect, None));
@@ -141,6 +186,20 @@ fn admit<I: Ingress>(shared: &Shared<I>, mut connect: Connect) -> Result<(Connec
     let name = format!("auto-{:016x}{:016x}", (shared.random)(), (shared.random)());
     connect.client_id.clone_from(&name);
     Ok((connect, Some(name)))
+}
+
+/// Notes that a certificate is in use, before its holder is told that it is in: else it could lapse all the same.
+async fn came_in<I: Ingress>(shared: &Shared<I>, identity: &Identity) -> Result<(), Fault> {
+    let Some(guard) = shared.guard.clone().filter(|guard| guard.awaits(identity)) else { return Ok(()) };
+    let identity = identity.clone();
+    let noted = tokio::task::spawn_blocking(move || Guard::came_in(&guard, &identity)).await;
+    match noted {
+        Ok(Ok(())) => Ok(()),
+        failed => {
+            tracing::error!(?failed, "the first use of a certificate cannot be noted");
+            Err(Fault::new(code::BUSY, "the registry of certificates cannot be written; try again"))
+        }
+    }
 }
 
 /// MQTT 5 clients can be told a shorter keep alive than they asked for; others keep their own.

@@ -72,6 +72,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         self.answer_fits(subscribe.filters.len())?;
         let hub = self.shared.hub.clone();
         let mut codes = Vec::with_capacity(subscribe.filters.len());
+        let mut denied = None;
         for (text, options) in &subscribe.filters {
             let filter = match self.filter(text)? {
                 Ok(filter) => filter,
@@ -82,6 +83,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             };
             if !self.identity.may_subscribe(text) {
                 codes.push(code::NOT_AUTHORIZED);
+                denied = Some(text);
                 continue;
             }
             if hub.limits.no_subscribe.iter().any(|closed| topic::covers(closed, filter.path)) {
@@ -110,7 +112,10 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             }
         }
         reply::suback(self.client.version, subscribe.packet_id, &codes, &mut self.out);
-        Ok(())
+        match denied {
+            Some(filter) => self.denied(filter, "this topic filter is not open to you"),
+            None => Ok(()),
+        }
     }
 
     /// Tells a device that somebody listens to what it is told, so that what is wanted of it is said again.

@@ -83,6 +83,6 @@ pub async fn serve<I, S>(
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let (phase, leaving) = (AtomicU8::new(RUNNING), CancellationToken::new());
-    let shared = Arc::new(Shared { hub, ingress, clock, random, phase, leaving });
-    opening::serve(shared, stream, Identity::anonymous()).await;
+    let shared = Arc::new(Shared { hub, ingress, clock, random, phase, guard: None, leaving });
+    opening::serve(shared, stream, (Ok(Identity::anonymous()), 0), None).await;
 }

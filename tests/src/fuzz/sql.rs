@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use datafusion::prelude::SessionContext;
 use engine::{ca, query};
+use rustls::server::WebPkiClientVerifier;
 use sql::SourceFile;
 
 /// Longer texts only take longer.
@@ -70,7 +71,10 @@ pub fn pem(data: &[u8]) {
         Some(at) => (&data[..at], &data[at + 1..]),
         None => (data, data),
     };
-    if let Err(error) = ca::config(cert, key) {
+    if let Err(error) = ca::config(cert, key, WebPkiClientVerifier::no_client_auth()) {
         assert!(!error.to_string().is_empty());
     }
+    // What a client shows, and what it asks to be signed.
+    let _ = access::leaf::Leaf::read(data);
+    let _ = access::authority::request_key(data);
 }

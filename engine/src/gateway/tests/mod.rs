@@ -114,7 +114,7 @@ impl Bench {
         let mut limits = Limits::default();
         change(&mut limits);
         let hub = Hub::new(limits);
-        let config = GatewayConfig { plain: Some(([127, 0, 0, 1], 0).into()), tls: None };
+        let config = GatewayConfig { plain: Some(([127, 0, 0, 1], 0).into()), ..GatewayConfig::default() };
         let gateway = start(config, &hub, &devices);
         Self { gateway, hub, devices }
     }

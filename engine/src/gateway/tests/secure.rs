@@ -41,7 +41,8 @@ async fn tls_serves_swaps_and_is_not_held_up_by_the_silent() {
     let hub = Hub::new(Limits { handshakes: 3, handshake: Duration::from_secs(2), ..Limits::default() });
     let devices = Devices::new(1 << 20);
     let (config, roots) = certificate("weir.test");
-    let listen = GatewayConfig { plain: None, tls: Some((([127, 0, 0, 1], 0).into(), Arc::new(config))) };
+    let tls = Some((([127, 0, 0, 1], 0).into(), Arc::new(config)));
+    let listen = GatewayConfig { plain: None, tls, guard: None };
     let gateway = start(listen, &hub, &devices);
     let address = gateway.tls_address().unwrap();
     assert!(gateway.plain_address().is_none());

@@ -1,0 +1,182 @@
+//! Who gets in at the device listener: certificates against the registry, from the handshake to the last frame.
+//!
+//! The TLS verifier looks at chain, dates and the list of revocations; here it is decided what a certificate that passed it
+//! stands for, and whether it still counts. Every connection asks again when the registry has changed, before it handles
+//! another packet.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use access::journal::JournalError;
+use access::leaf::Leaf;
+use access::registry::{Entry, Fact, Refusal, Registry, RegistryError};
+use access::subject::Subject;
+use device::id::DeviceId;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::gateway::Identity;
+
+/// How often the registry's file is looked at, for what commands beside the engine have written.
+const FOLLOW: Duration = Duration::from_millis(200);
+
+/// Why a certificate opens nothing here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoEntry {
+    /// The registry says no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It names nobody who speaks MQTT.
+    #[error("this certificate names no device, user or claim of this engine")]
+    Nobody,
+}
+
+impl NoEntry {
+    /// A word for logs and counters.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.code(),
+            Self::Nobody => "nobody",
+        }
+    }
+
+    /// What a client is told.
+    pub fn text(&self) -> &'static str {
+        match self {
+            Self::Refused(Refusal::Unknown) => "this certificate was not issued here",
+            Self::Refused(Refusal::Revoked(_)) => "this certificate is revoked",
+            Self::Refused(Refusal::Replaced) => "this certificate was replaced by a newer one",
+            Self::Refused(Refusal::Lapsed) => "this certificate was not used in time; ask for another",
+            Self::Refused(Refusal::Barred(_)) => "this device is barred",
+            Self::Nobody => "this certificate names no device, user or claim of this engine",
+        }
+    }
+}
+
+/// The registry, as the gateway asks it.
+pub struct Guard {
+    registry: Arc<Registry>,
+    tenant: String,
+    clock: Clock,
+    revision: AtomicU64,
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard").field("tenant", &self.tenant).finish_non_exhaustive()
+    }
+}
+
+impl Guard {
+    /// A guard over this registry, for certificates of this tenant.
+    pub fn new(registry: Arc<Registry>, tenant: String, clock: Clock) -> Arc<Self> {
+        Arc::new(Self { registry, tenant, clock, revision: AtomicU64::new(0) })
+    }
+
+    /// Changes whenever an answer of this guard may have changed.
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// What has changed must be visible to every connection before the next packet of it is handled.
+    pub fn changed(&self) {
+        self.revision.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Who it is that showed this certificate (DER), which the TLS verifier has accepted.
+    pub fn identify(&self, certificate: &[u8]) -> Result<Identity, NoEntry> {
+        let leaf = Leaf::read(certificate).map_err(|_| NoEntry::Nobody)?;
+        let subject = leaf.uris.iter().find_map(|uri| Subject::parse(uri, &self.tenant)).ok_or(NoEntry::Nobody)?;
+        self.standing(&leaf.serial, subject)
+    }
+
+    /// Who somebody is now that was let in before.
+    pub fn again(&self, identity: &Identity) -> Result<Identity, NoEntry> {
+        match identity.certificate() {
+            Some((serial, subject)) => self.standing(serial, subject.clone()),
+            None => Ok(identity.clone()),
+        }
+    }
+
+    fn standing(&self, serial: &str, subject: Subject) -> Result<Identity, NoEntry> {
+        let now = (self.clock)();
+        self.registry.look(|state| match subject {
+            Subject::Device(id) => {
+                state.standing(serial, Some(id.as_str()), now)?;
+                let children = state.children(id.as_str()).into_iter().flatten();
+                let children = children.filter_map(|child| DeviceId::new(child).ok()).collect();
+                Ok(Identity::device(id, serial.to_owned(), children))
+            }
+            Subject::Server => Err(NoEntry::Nobody),
+            Subject::Claim(_) | Subject::User(_) => {
+                state.standing(serial, None, now)?;
+                Err(NoEntry::Nobody)
+            }
+        })
+    }
+
+    /// Whether somebody's certificate waits to be used.
+    pub fn awaits(&self, identity: &Identity) -> bool {
+        let Some((serial, _)) = identity.certificate() else { return false };
+        self.registry.look(|state| state.certificate(serial).is_some_and(is_unproven))
+    }
+
+    /// Somebody who is known tried what is not allowed.
+    pub fn refused(&self, who: &Identity, from: Option<SocketAddr>, what: &str, reason: &str) {
+        tracing::info!(%who, ?from, what, reason, "refused");
+    }
+
+    /// Somebody did not get as far as to have a name.
+    pub fn turned_away(&self, from: SocketAddr, reason: &str) {
+        tracing::info!(%from, reason, "turned away");
+    }
+
+    /// Notes that somebody has come in with a certificate: one that was pending counts from now on. Writes a file if so.
+    pub fn came_in(&self, identity: &Identity) -> Result<(), RegistryError> {
+        let Some((serial, _)) = identity.certificate() else { return Ok(()) };
+        self.registry.change((self.clock)(), |state| {
+            let still = state.certificate(serial).is_some_and(is_unproven);
+            Ok::<_, RegistryError>(if still { vec![Fact::Proven { serial: serial.to_owned() }] } else { vec![] })
+        })?;
+        self.changed();
+        Ok(())
+    }
+}
+
+fn is_unproven(entry: &Entry) -> bool {
+    entry.certificate.pending && entry.proven.is_none()
+}
+
+/// Follows the registry until the engine stops; `changed` is called with what is new, after the guard knows it.
+pub async fn follow(guard: Arc<Guard>, changed: impl Fn(&[Fact]) + Send + Sync + 'static, stop: CancellationToken) {
+    let changed = Arc::new(changed);
+    // Certificates that end by themselves are asked about again, too.
+    const AGAIN: u32 = 300;
+    let mut turns = 0;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(FOLLOW) => {}
+        }
+        turns += 1;
+        let (guard, changed) = (guard.clone(), changed.clone());
+        let look = move || -> Result<(), JournalError> {
+            let facts: Vec<Fact> = guard.registry.read_on()?.into_iter().map(|line| line.fact).collect();
+            if !facts.is_empty() || turns % AGAIN == 0 {
+                guard.changed();
+                changed(&facts);
+            }
+            Ok(())
+        };
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if turns % AGAIN == 1 => {
+                tracing::error!(%error, "the registry of certificates cannot be read; what was known before still counts");
+            }
+            Ok(Err(_)) => {}
+            Err(error) => tracing::error!(%error, "the registry of certificates was not looked at"),
+        }
+    }
+}
