@@ -17,10 +17,13 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, RevokedCertParams,
     SanType, SerialNumber,
 };
+use ring::signature::{ECDSA_P256_SHA256_ASN1, ED25519, UnparsedPublicKey, VerificationAlgorithm};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use thiserror::Error;
 use time::OffsetDateTime;
+use x509_parser::prelude::FromDer;
+use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::leaf::{Leaf, Serial};
 use crate::subject::{Subject, is_name};
@@ -315,6 +318,26 @@ fn requested_key(der: &[u8]) -> Result<rcgen::PublicKey, AuthorityError> {
 pub fn request_key(der: &[u8]) -> Result<String, AuthorityError> {
     let info = requested_key(der)?.subject_public_key_info();
     Ok(crate::leaf::hex(ring::digest::digest(&ring::digest::SHA256, &info).as_ref()))
+}
+
+/// SHA-256 of a public key (SubjectPublicKeyInfo, DER), hexadecimal, as [`Leaf::key`] has it.
+pub fn public_key_hash(info: &[u8]) -> Result<String, AuthorityError> {
+    let wrong = |e: &dyn std::fmt::Display| AuthorityError::Request(format!("this is no public key: {e}"));
+    let (rest, _) = SubjectPublicKeyInfo::from_der(info).map_err(|e| wrong(&e))?;
+    if !rest.is_empty() {
+        return Err(wrong(&"something follows it"));
+    }
+    Ok(crate::leaf::hex(ring::digest::digest(&ring::digest::SHA256, info).as_ref()))
+}
+
+/// Whether the key of a signing request has signed this message (ECDSA P-256 with SHA-256 in ASN.1 form, or Ed25519).
+pub fn request_signed(der: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    let Ok(key) = requested_key(der) else { return false };
+    let algorithm: &dyn VerificationAlgorithm = match *key.algorithm() == rcgen::PKCS_ED25519 {
+        true => &ED25519,
+        false => &ECDSA_P256_SHA256_ASN1,
+    };
+    UnparsedPublicKey::new(algorithm, key.der_bytes()).verify(message, signature).is_ok()
 }
 
 fn ca_params(

@@ -1,6 +1,7 @@
 //! Who may do what: certificates, and what is known of those who hold them.
 //!
 //! - `subject`: who a certificate is for. `leaf`: what of it matters.
+//! - `enrol`: who may have a first certificate.
 //! - `authority`: makes certificates. `registry`: remembers which, for whom, and what became of them.
 //! - `audit`: who did what, and who was refused.
 //! - `journal`: a file that facts are only ever added to, each chained to the one before. All durable state of this crate
@@ -12,6 +13,7 @@
 
 pub mod audit;
 pub mod authority;
+pub mod enrol;
 pub mod journal;
 pub mod leaf;
 pub mod registry;

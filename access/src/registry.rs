@@ -54,6 +54,25 @@ pub enum Fact {
         /// For whom.
         children: BTreeSet<String>,
     },
+    /// Devices of a group may enrol with its claim certificate from now on, by this rule and no other.
+    Claim(ClaimRule),
+    /// They may not any more.
+    Unclaimed {
+        /// Which group.
+        group: String,
+    },
+    /// A device is expected: it may enrol.
+    Expected(Expected),
+    /// A device has been given a certificate.
+    Enrolled(Enrolled),
+    /// A device that is enrolled may enrol once more, with another key.
+    Reopened {
+        /// Which.
+        device: String,
+        /// Until when.
+        #[serde(with = "nanos")]
+        until: Timestamp,
+    },
 }
 
 /// A certificate that was issued.
@@ -78,6 +97,70 @@ pub struct Certificate {
     /// The certificate that it takes the place of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<Serial>,
+}
+
+/// Who may enrol with the claim certificate of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimRule {
+    /// The group.
+    pub group: String,
+    /// Serial numbers of devices: `*` stands for any characters. Those that are expected in this group may enrol besides; nobody
+    /// else.
+    pub allow: Vec<String>,
+    /// How many devices may enrol with it at most, over all time.
+    pub quota: u64,
+    /// What each of them is told as its first configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<serde_json::Value>,
+    /// Labels of each of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A device that is expected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expected {
+    /// Its serial number, which becomes its id.
+    pub device: String,
+    /// Its group.
+    pub group: String,
+    /// Its hardware.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hw: String,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// SHA-256 of the public key that it has, if that is known; it may enrol with no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// SHA-256 of a token that it may enrol with once, and until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<(String, i64)>,
+}
+
+/// A device that was given a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enrolled {
+    /// Its id.
+    pub device: String,
+    /// SHA-256 of its public key.
+    pub key: String,
+    /// The number of the certificate.
+    pub serial: Serial,
+    /// Its group.
+    pub group: String,
+    /// The group whose claim let it in; none: it had a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<String>,
+    /// Its hardware, as it said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hw: String,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Certificate {
@@ -143,6 +226,12 @@ pub struct State {
     by_subject: BTreeMap<String, Vec<Serial>>,
     barred: BTreeMap<String, String>,
     gateways: BTreeMap<String, BTreeSet<String>>,
+    claims: BTreeMap<String, ClaimRule>,
+    expected: BTreeMap<String, Expected>,
+    enrolled: BTreeMap<String, Enrolled>,
+    reopened: BTreeMap<String, Timestamp>,
+    /// Devices that each group's claim has let in.
+    used: BTreeMap<String, u64>,
 }
 
 impl State {
@@ -182,7 +271,60 @@ impl State {
                     self.gateways.insert(device.clone(), children.clone());
                 }
             }
+            Fact::Claim(rule) => {
+                self.claims.insert(rule.group.clone(), rule.clone());
+            }
+            Fact::Unclaimed { group } => {
+                self.claims.remove(group);
+            }
+            Fact::Expected(expected) => {
+                self.expected.insert(expected.device.clone(), expected.clone());
+            }
+            Fact::Enrolled(enrolled) => {
+                self.reopened.remove(&enrolled.device);
+                if let Some(group) = &enrolled.claim {
+                    *self.used.entry(group.clone()).or_default() += 1;
+                }
+                // Its token has been used.
+                if let Some(expected) = self.expected.get_mut(&enrolled.device) {
+                    expected.token = None;
+                }
+                self.enrolled.insert(enrolled.device.clone(), enrolled.clone());
+            }
+            Fact::Reopened { device, until } => {
+                self.reopened.insert(device.clone(), *until);
+            }
         }
+    }
+
+    /// The rule of a group's claim.
+    pub fn claim(&self, group: &str) -> Option<&ClaimRule> {
+        self.claims.get(group)
+    }
+
+    /// All claims, with how many devices each has let in.
+    pub fn claims(&self) -> impl Iterator<Item = (&ClaimRule, u64)> {
+        self.claims.values().map(|rule| (rule, self.used.get(&rule.group).copied().unwrap_or(0)))
+    }
+
+    /// How many devices the claim of a group has let in.
+    pub(crate) fn used(&self, group: &str) -> u64 {
+        self.used.get(group).copied().unwrap_or(0)
+    }
+
+    /// What is expected of a device.
+    pub fn expected(&self, device: &str) -> Option<&Expected> {
+        self.expected.get(device)
+    }
+
+    /// How a device was enrolled last.
+    pub fn enrolled(&self, device: &str) -> Option<&Enrolled> {
+        self.enrolled.get(device)
+    }
+
+    /// Until when a device may enrol once more.
+    pub(crate) fn reopened(&self, device: &str) -> Option<Timestamp> {
+        self.reopened.get(device).copied()
     }
 
     /// Whether a certificate of this number is accepted now. `device`: the name that it gives its holder, if that is a device.

@@ -135,6 +135,11 @@ pub fn verifier(
     Ok(if insecure { builder.allow_unauthenticated().build()? } else { builder.build()? })
 }
 
+/// Asks nobody for a certificate.
+pub fn anybody() -> Arc<dyn ClientCertVerifier> {
+    WebPkiClientVerifier::no_client_auth()
+}
+
 /// A TLS 1.3 configuration from files, without session resumption: a resumed session would not pass the verifier again. The
 /// certificate is read and looked at before the key, so the first file that is wrong is the one that is named.
 pub fn server_config(files: &Files, verifier: Arc<dyn ClientCertVerifier>) -> Result<Arc<ServerConfig>, CaError> {

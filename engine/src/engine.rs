@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use access::audit::Audit;
 use alerts::Happening;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -47,9 +48,12 @@ impl Engine {
             Some(address) => Some(http::bind(address).await.map_err(|e| listen("HTTP", address, e.to_string()))?),
             None => None,
         };
+        let audit = Audit::open(&config.store.data).map_err(|e| CoreError::Other(e.to_string()))?;
+        let audit = Arc::new(audit);
         let trust = match config.mqtt.tls {
             Some(address) => {
-                let trust = Trust::open(config, clock.clone()).map_err(|e| CoreError::Other(e.to_string()))?;
+                let trust =
+                    Trust::open(config, clock.clone(), audit.clone()).map_err(|e| CoreError::Other(e.to_string()))?;
                 let tls = trust.tls().map_err(|e| CoreError::Other(e.to_string()))?;
                 Some((address, tls, trust))
             }

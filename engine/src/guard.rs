@@ -9,15 +9,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use access::audit::{Act, Audit};
 use access::journal::JournalError;
 use access::leaf::Leaf;
 use access::registry::{Entry, Fact, Refusal, Registry, RegistryError};
 use access::subject::Subject;
+use bytes::Bytes;
 use device::id::DeviceId;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::gateway::Identity;
+use crate::gateway::{Identity, Peer};
+use crate::provision::Provisioning;
 
 /// How often the registry's file is looked at, for what commands beside the engine have written.
 const FOLLOW: Duration = Duration::from_millis(200);
@@ -60,7 +64,11 @@ pub struct Guard {
     registry: Arc<Registry>,
     tenant: String,
     clock: Clock,
+    audit: Arc<Audit>,
     revision: AtomicU64,
+    provisioning: Provisioning,
+    /// Requests of claims that are worked on at one time: each signs, and writes a file or two.
+    asking: Semaphore,
 }
 
 impl std::fmt::Debug for Guard {
@@ -71,8 +79,22 @@ impl std::fmt::Debug for Guard {
 
 impl Guard {
     /// A guard over this registry, for certificates of this tenant.
-    pub fn new(registry: Arc<Registry>, tenant: String, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { registry, tenant, clock, revision: AtomicU64::new(0) })
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        tenant: String,
+        clock: Clock,
+        audit: Arc<Audit>,
+        provisioning: Provisioning,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            registry,
+            tenant,
+            clock,
+            audit,
+            revision: AtomicU64::new(0),
+            provisioning,
+            asking: Semaphore::new(4),
+        })
     }
 
     /// Changes whenever an answer of this guard may have changed.
@@ -110,11 +132,30 @@ impl Guard {
                 Ok(Identity::device(id, serial.to_owned(), children))
             }
             Subject::Server => Err(NoEntry::Nobody),
-            Subject::Claim(_) | Subject::User(_) => {
+            Subject::Claim(group) => {
+                state.standing(serial, None, now)?;
+                Ok(Identity::claim(group, serial.to_owned()))
+            }
+            Subject::User(_) => {
                 state.standing(serial, None, now)?;
                 Err(NoEntry::Nobody)
             }
         })
+    }
+
+    /// Answers a request that came over a connection of this group's claim.
+    pub(crate) async fn provision(
+        self: Arc<Self>,
+        group: String,
+        connection: u64,
+        from: Peer,
+        payload: Bytes,
+    ) -> Vec<u8> {
+        let _turn = self.asking.acquire().await;
+        let from = from.map(|from| from.to_string()).unwrap_or_default();
+        let guard = self.clone();
+        let answer = move || guard.provisioning.answer(&group, connection, &from, &payload);
+        tokio::task::spawn_blocking(answer).await.unwrap_or_default()
     }
 
     /// Whether somebody's certificate waits to be used.
@@ -124,13 +165,18 @@ impl Guard {
     }
 
     /// Somebody who is known tried what is not allowed.
-    pub fn refused(&self, who: &Identity, from: Option<SocketAddr>, what: &str, reason: &str) {
-        tracing::info!(%who, ?from, what, reason, "refused");
+    pub(crate) fn refused(&self, who: &Identity, from: Peer, what: &str, reason: &str) {
+        let name = who.certificate().map_or_else(|| who.to_string(), |(_, subject)| subject.name().to_owned());
+        let act = Act::refused(name, "mqtt", what, reason).role(who.role());
+        self.audit.note((self.clock)(), act.from(from.map(|from| from.to_string()).unwrap_or_default()));
     }
 
     /// Somebody did not get as far as to have a name.
     pub fn turned_away(&self, from: SocketAddr, reason: &str) {
-        tracing::info!(%from, reason, "turned away");
+        tracing::debug!(%from, reason, "turned away");
+        // Without the port: what one host tries again and again is one thing.
+        let act = Act::refused("nobody", "mqtt.handshake", "", reason).from(from.ip().to_string());
+        self.audit.note((self.clock)(), act);
     }
 
     /// Notes that somebody has come in with a certificate: one that was pending counts from now on. Writes a file if so.

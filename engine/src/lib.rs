@@ -13,7 +13,7 @@
 //! - [`repair`]: partitions of pipelines computed once more, and rows as they come.
 //! - [`notify`]: messages about incidents on their way to receivers.
 //! - [`project`]: the pipeline project in the data directory. [`schemas`]: what its streams may become; `majors`: views over
-//!   their major versions. [`ca`], [`guard`], `trust`: certificates of
+//!   their major versions. `provision`: their first certificates. [`ca`], [`guard`], `trust`: certificates of
 //!   the device listener, whom they let in, and what becomes of that while it is open.
 //! - [`testing`]: an engine in memory for the tests that stand beside pipelines.
 //! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
@@ -41,6 +41,7 @@ pub mod opener;
 pub mod overview;
 pub mod peers;
 pub mod project;
+mod provision;
 pub mod query;
 pub mod repair;
 pub mod schemas;

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use access::audit::Audit;
 use access::registry::{Fact, Registry};
 use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +14,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::gateway::{Hub, TlsSettings};
 use crate::guard::{self, Guard};
+use crate::provision::Provisioning;
 
 /// Everything that the device listener's TLS configuration is made of.
 #[derive(Clone)]
@@ -29,7 +31,7 @@ pub(crate) struct Trust {
 
 impl Trust {
     /// Opens authority and registry of the data directory; makes them if they are not there.
-    pub(crate) fn open(config: &Config, clock: Clock) -> Result<Self, CaError> {
+    pub(crate) fn open(config: &Config, clock: Clock, audit: Arc<Audit>) -> Result<Self, CaError> {
         let data = config.store.data.clone();
         let authority = ca::authority(&data, clock())?;
         let registry = Arc::new(Registry::open(&data)?);
@@ -37,8 +39,12 @@ impl Trust {
             (Some(cert), Some(key)) => Some(Files { cert: cert.clone(), key: key.clone() }),
             _ => None,
         };
-        let guard = Guard::new(registry.clone(), authority.tenant().to_owned(), clock.clone());
         let names = names(config.mqtt.tls, &config.mqtt.names);
+        let port = config.mqtt.tls.map_or(8883, |address| address.port());
+        // As configured; a device that gets none keeps the address that it came by.
+        let endpoints = config.mqtt.names.iter().map(|name| format!("mqtts://{name}:{port}")).collect();
+        let provisioning = Provisioning::new(&data, registry.clone(), audit.clone(), clock.clone(), endpoints);
+        let guard = Guard::new(registry.clone(), authority.tenant().to_owned(), clock.clone(), audit, provisioning);
         Ok(Self { data, registry, given, names, insecure: config.node.insecure, clock, guard })
     }
 

@@ -144,3 +144,17 @@ fn nothing_is_left_unfinished() {
         }
     }
 }
+
+/// What `deny.toml` says of TLS, without the tool that reads it.
+#[test]
+fn there_is_one_tls_and_a_new_one() {
+    let lock = std::fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    let named = |name: &str| {
+        let head = format!("name = \"{name}\"\nversion = \"");
+        lock.match_indices(&head).map(|(at, _)| lock[at + head.len()..].split('"').next().unwrap()).collect::<Vec<_>>()
+    };
+    assert!(named("rustls").iter().all(|version| version.starts_with("0.23.")), "{:?}", named("rustls"));
+    for banned in ["openssl", "openssl-sys", "native-tls"] {
+        assert!(named(banned).is_empty(), "{banned}");
+    }
+}

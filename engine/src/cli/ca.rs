@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
+use access::audit::{self, Act, COMMAND_LINE};
 use access::authority::{self, Key, Made, write_file};
 use access::registry::{Certificate, Entry, Fact, Registry, RegistryError};
 use access::subject::Subject;
@@ -198,7 +199,9 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
         Action::Children { gateway, children, at } => {
             let device = device(gateway)?;
             let children = children.iter().map(|child| self::device(child)).collect::<Result<_, Exit>>()?;
-            change(&registry(at)?, |_| Ok(vec![Fact::Gateway { device, children }]))
+            let detail = serde_json::json!({ "children": children });
+            change(&registry(at)?, |_| Ok(vec![Fact::Gateway { device, children }]))?;
+            note(at, "certificate.children", gateway, detail)
         }
         Action::Renew { name: None, at, .. } => renew_issuing(at),
         Action::Renew { name: Some(name), kind, days, csr, out, force, at, .. } => {
@@ -211,6 +214,13 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
 
 fn device(text: &str) -> Result<String, Exit> {
     DeviceId::new(text).map(|id| id.to_string()).map_err(|e| Exit::Usage(format!("device {text:?}: {e}")))
+}
+
+/// Notes in the trail what was done. A failure is told, and does not undo it.
+fn note(at: &At, action: &str, subject: &str, detail: serde_json::Value) -> Result<(), Exit> {
+    let act = Act::done(COMMAND_LINE, action, subject).detail(detail).from(COMMAND_LINE);
+    audit::add(&at.data, clock::now(), act)
+        .map_err(|e| Exit::Failed(format!("done, but it is not in the audit trail: {e}")))
 }
 
 fn registry(at: &At) -> Result<Registry, Exit> {
@@ -227,6 +237,7 @@ fn change(
 fn init(at: &At, tenant: &str) -> Result<(), Exit> {
     authority::init(&at.folder(), tenant, clock::now(), rand::random).map_err(Exit::failed)?;
     let folder = at.folder().display().to_string();
+    note(at, "authority.init", tenant, serde_json::Value::Null)?;
     print(&format!(
         "made a certificate authority in {folder}\n\
          devices trust {folder}/ca.crt; `weir ca issue ID` makes a certificate for one\n\
@@ -284,6 +295,8 @@ fn issue(at: &At, wish: &Wish<'_>, gateway: Option<Fact>, renew: bool) -> Result
         Ok(facts)
     })?;
     let Made { chain, key, leaf } = made;
+    let action = if renew { "certificate.renew" } else { "certificate.issue" };
+    note(at, action, &uri, serde_json::json!({ "serial": leaf.serial, "until": time_text(leaf.not_after) }))?;
     // The key first: a certificate without it is worth nothing.
     let mut lines = String::new();
     if let Some(key) = key {
@@ -315,6 +328,9 @@ fn revoke(at: &At, what: &str, kind: Kind, reason: &str) -> Result<(), Exit> {
     let registry = registry(at)?;
     let now = clock::now();
     let new = registry.change(now, |state| state.revoke(what, &uri, reason)).map_err(Exit::failed)?;
+    if !new.is_empty() {
+        note(at, "certificate.revoke", what, serde_json::json!({ "reason": reason }))?;
+    }
     let mut text = String::new();
     for line in &new {
         match &line.fact {
@@ -332,7 +348,8 @@ fn admit(at: &At, device: &str) -> Result<(), Exit> {
     change(&registry(at)?, |state| match state.barred(device) {
         Some(_) => Ok(vec![Fact::Admitted { device: device.to_owned() }]),
         None => Err(RegistryError::Refused(format!("{device} is not barred"))),
-    })
+    })?;
+    note(at, "device.admit", device, serde_json::Value::Null)
 }
 
 fn renew_issuing(at: &At) -> Result<(), Exit> {

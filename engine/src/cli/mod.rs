@@ -12,6 +12,7 @@ mod devices;
 mod flush;
 mod groups;
 mod pipelines;
+mod provision;
 mod query;
 mod record;
 mod remote;
@@ -64,6 +65,8 @@ enum Command {
     Alerts(alerts::Args),
     /// Certificates of devices and users: make, list, revoke, renew.
     Ca(ca::Args),
+    /// Devices that come for the first time: which may have a certificate.
+    Provision(provision::Args),
     /// Devices: list, show, tell them to do something.
     Devices(devices::Args),
     /// What devices are wanted to be and say they are: show, set, delete.
@@ -127,6 +130,7 @@ pub fn main() -> ExitCode {
         Command::Pipelines(args) => runtime(pipelines::main(args)),
         Command::Alerts(args) => runtime(alerts::main(&args)),
         Command::Ca(args) => ca::main(&args),
+        Command::Provision(args) => provision::main(&args),
         Command::Devices(args) => devices::main(&args),
         Command::Shadow(args) => shadow::main(&args),
         Command::Groups(args) => groups::main(&args),

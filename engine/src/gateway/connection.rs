@@ -169,6 +169,10 @@ pub(crate) struct Connection<I: Ingress, S> {
     last_write: Instant,
     promised_since: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Time that the messages up to now take at the rate that is allowed.
+    due: Instant,
+    /// Nothing is read before this, because more came than is allowed.
+    paced: Option<Instant>,
 }
 
 /// How long a message may wait for an outcome that nobody has promised any more (looked at as often as that).
@@ -225,6 +229,8 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             last_write: now,
             promised_since: None,
             sleep: None,
+            due: now,
+            paced: None,
         }
     }
 
@@ -248,6 +254,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         let handled = self.handle_packets();
         self.acknowledge();
         self.deliver();
+        self.pace();
         self.counts.hand_in(&self.shared.hub.metrics);
         handled?;
         self.arm();
@@ -325,8 +332,29 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             && self.core.incoming.waiting() >= usize::from(self.shared.hub.limits.receive_maximum)
     }
 
+    /// Holds a device to its rate: who has sent more than a second's worth too early is not read until that is made up for.
+    fn pace(&mut self) {
+        const BURST: Duration = Duration::from_secs(1);
+        let messages: u64 = self.counts.received.iter().sum();
+        let rate = u64::from(self.shared.hub.limits.messages_per_second) * self.identity.speaks_for();
+        // A claim asks a few times and goes.
+        let rate = if self.identity.claims().is_some() { rate.min(20) } else { rate };
+        if messages == 0 || rate == 0 || !self.identity.is_strict() {
+            return;
+        }
+        self.due = self.due.max(self.now) + Duration::from_nanos(messages.saturating_mul(1_000_000_000) / rate);
+        if self.due > self.now + BURST {
+            up(&self.shared.hub.metrics.paced);
+            self.paced = Some(self.due - BURST);
+        }
+    }
+
     fn reads(&self) -> bool {
-        matches!(self.wait, Wait::Nothing) && !self.draining && self.unwritten() < OUT_HIGH && !self.window_shut()
+        self.paced.is_none()
+            && matches!(self.wait, Wait::Nothing)
+            && !self.draining
+            && self.unwritten() < OUT_HIGH
+            && !self.window_shut()
     }
 
     fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), End>> {
@@ -342,6 +370,10 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             self.sleep = None;
             self.now = Instant::now();
             self.look_at_clock()?;
+            if self.paced.is_some_and(|until| self.now >= until) {
+                self.paced = None;
+                go_on = true;
+            }
             self.arm();
         }
         if go_on { Poll::Ready(Ok(())) } else { Poll::Pending }
@@ -475,6 +507,9 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         }
         if self.unwritten() > 0 {
             at(self.last_write + self.shared.hub.limits.write_stall);
+        }
+        if let Some(paced) = self.paced {
+            at(paced);
         }
         if self.core.incoming.waiting() > 0 {
             at(self.now + LOST_OUTCOME);

@@ -2,7 +2,7 @@
 //!
 //! Anybody, on a loopback port that was opened on purpose, may do everything, so the gateway is also an ordinary MQTT
 //! broker. A device, known by its certificate, may do what the table of topics gives it under its own id (and under those
-//! of its children, if it is a gateway), and nothing else.
+//! of its children, if it is a gateway), and nothing else. Whoever has the claim certificate of a group may ask for a device's.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,6 +32,23 @@ enum Kind {
     Anonymous,
     /// A device with a certificate.
     Device(Arc<Card>),
+    /// A device that has only its group's certificate, and may ask for one of its own.
+    Claim(Arc<Claim>),
+}
+
+/// What the certificate of a claim says.
+#[derive(Debug, PartialEq, Eq)]
+struct Claim {
+    group: String,
+    subject: Subject,
+    serial: String,
+}
+
+impl Claim {
+    fn is(&self, topic: &str, what: &str) -> bool {
+        let rest = topic.strip_prefix("provisioning/").and_then(|rest| rest.strip_prefix(self.group.as_str()));
+        rest.and_then(|rest| rest.strip_prefix('/')) == Some(what)
+    }
 }
 
 /// What a device's certificate, and the registry, say of it.
@@ -62,18 +79,58 @@ impl Identity {
         Self { kind: Kind::Device(Arc::new(Card { subject: Subject::Device(id.clone()), id, serial, children })) }
     }
 
+    /// Somebody who showed the claim certificate with this number.
+    pub fn claim(group: String, serial: String) -> Self {
+        Self { kind: Kind::Claim(Arc::new(Claim { subject: Subject::Claim(group.clone()), group, serial })) }
+    }
+
+    /// The group whose claim it has, if it is nobody else yet.
+    pub fn claims(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Claim(claim) => Some(&claim.group),
+            _ => None,
+        }
+    }
+
+    /// The name of its session. That of a device is its id, which nobody else can take.
+    pub fn session<'c>(&self, client_id: &'c str) -> std::borrow::Cow<'c, str> {
+        match &self.kind {
+            Kind::Claim(claim) => format!("claim/{}/{client_id}", claim.group).into(),
+            _ => client_id.into(),
+        }
+    }
+
     /// The number of its certificate, and whom that is for.
     pub fn certificate(&self) -> Option<(&str, &Subject)> {
         match &self.kind {
             Kind::Anonymous => None,
             Kind::Device(card) => Some((&card.serial, &card.subject)),
+            Kind::Claim(claim) => Some((&claim.serial, &claim.subject)),
+        }
+    }
+
+    /// In which role it acts, for the audit trail.
+    pub fn role(&self) -> &'static str {
+        match &self.kind {
+            Kind::Anonymous => "",
+            Kind::Claim(_) => "claim",
+            Kind::Device(card) if card.children.is_empty() => "device",
+            Kind::Device(_) => "gateway",
+        }
+    }
+
+    /// For how many devices it speaks.
+    pub fn speaks_for(&self) -> u64 {
+        match &self.kind {
+            Kind::Anonymous | Kind::Claim(_) => 1,
+            Kind::Device(card) => 1 + card.children.len() as u64,
         }
     }
 
     /// The only client identifier it may have.
     pub fn client_id(&self) -> Option<&str> {
         match &self.kind {
-            Kind::Anonymous => None,
+            Kind::Anonymous | Kind::Claim(_) => None,
             Kind::Device(card) => Some(card.id.as_str()),
         }
     }
@@ -87,6 +144,7 @@ impl Identity {
     pub fn may_publish(&self, topic: &str) -> bool {
         match &self.kind {
             Kind::Anonymous => !OWN.contains(&topic.split('/').next().unwrap_or_default()),
+            Kind::Claim(claim) => claim.is(topic, "req"),
             Kind::Device(card) => {
                 card.own(topic).is_some_and(|rest| SAID.contains(&rest) || is_shadow(rest, "reported"))
             }
@@ -97,6 +155,7 @@ impl Identity {
     pub fn may_retain(&self, topic: &str) -> bool {
         match &self.kind {
             Kind::Anonymous => true,
+            Kind::Claim(_) => false,
             Kind::Device(card) => card.own(topic) == Some("status"),
         }
     }
@@ -105,6 +164,7 @@ impl Identity {
     pub fn may_subscribe(&self, filter: &str) -> bool {
         match &self.kind {
             Kind::Anonymous => true,
+            Kind::Claim(claim) => claim.is(filter, "res"),
             Kind::Device(card) => card.own(filter).is_some_and(|rest| {
                 let whole = rest == "#" || rest.strip_suffix("/#").is_some_and(|above| !above.contains('+'));
                 whole || TOLD.contains(&rest) || is_shadow(rest, "delta")
@@ -118,6 +178,7 @@ impl std::fmt::Display for Identity {
         match &self.kind {
             Kind::Anonymous => f.write_str("anonymous"),
             Kind::Device(card) => card.subject.fmt(f),
+            Kind::Claim(claim) => claim.subject.fmt(f),
         }
     }
 }
@@ -206,6 +267,25 @@ mod tests {
         ] {
             assert!(!device.may_subscribe(filter), "{filter}");
         }
+    }
+
+    #[test]
+    fn a_claim_may_ask_and_nothing_else() {
+        let claim = Identity::claim("g".into(), "1".into());
+        assert!(claim.may_publish("provisioning/g/req") && claim.may_subscribe("provisioning/g/res"));
+        for topic in [
+            "provisioning/g/res",
+            "provisioning/h/req",
+            "provisioning/gg/req",
+            "provisioning/g/req/x",
+            "devices/g/telemetry",
+        ] {
+            assert!(!claim.may_publish(topic) && !claim.may_retain(topic), "{topic}");
+        }
+        for filter in ["provisioning/g/req", "provisioning/g/#", "provisioning/+/res", "#", "devices/g/#"] {
+            assert!(!claim.may_subscribe(filter), "{filter}");
+        }
+        assert_eq!(claim.session("g"), "claim/g/g", "no device can have this name");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use actors::admission::Credit;
-use actors::message::{Inbound, Ingress, Outcome, Reply, Stray};
+use actors::message::{Inbound, Ingress, Outcome, OutcomeSink, Reply, Stray};
 use bytes::{Buf, Bytes};
 use device::entry::Reason;
 use device::payload::PayloadFormat;
@@ -16,7 +16,7 @@ use super::fault::{Fault, code};
 use super::frame::{Frame, Version, kind};
 use super::hub::Hub;
 use super::incoming::{Arrival, Verdict};
-use super::message::Message;
+use super::message::{Delivery, Message};
 use super::metrics::up;
 use super::publish;
 use super::reply;
@@ -181,6 +181,11 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                     credit,
                 });
             }
+            Target::Provisioning(group) => {
+                up(&self.shared.hub.metrics.to_live);
+                let group = group.clone();
+                self.provision(group, payload, ticket);
+            }
             Target::Live => {
                 up(&self.shared.hub.metrics.to_live);
                 let verdict = if self.publish_live(at, head, payload) {
@@ -194,6 +199,27 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             }
             Target::Denied => {}
         }
+    }
+
+    /// Hands a request for a first certificate on. The answer goes to this session alone, whatever else is subscribed, and the
+    /// acknowledgement after it: both when what was decided is durable.
+    fn provision(&self, group: String, payload: Bytes, ticket: Option<u64>) {
+        let Some(guard) = self.shared.guard.clone() else { return };
+        let (hub, session) = (self.shared.hub.clone(), self.session.clone());
+        // Held until it is decided, as by every message that is on its way.
+        let sink = self.session.sink.clone();
+        let (number, peer) = (self.number, self.peer);
+        tokio::spawn(async move {
+            let topic: Arc<str> = format!("provisioning/{group}/res").into();
+            let payload = guard.provision(group, number, peer, payload).await.into();
+            let (qos, retain) = (1, false);
+            let message =
+                Message { topic, payload, qos, retain, properties: Bytes::new(), expires: None, publisher: 0 };
+            hub.offer(&session, Delivery { message: Arc::new(message), qos, retain, ids: Vec::new() });
+            if let Some(ticket) = ticket {
+                sink.decided(ticket, Outcome::Stored);
+            }
+        });
     }
 
     /// A message that goes nowhere.

@@ -7,6 +7,11 @@ use std::time::Duration;
 pub struct Limits {
     /// Open connections, TLS handshakes included. Each costs a task and a file descriptor.
     pub connections: usize,
+    /// Open connections of one address. Many devices may stand behind one; one address must not take all places.
+    pub connections_per_address: usize,
+    /// Messages per second that a device with a certificate may publish, for itself and for each of its children; 0: any. Its
+    /// socket is not read when it publishes more.
+    pub messages_per_second: u32,
     /// TLS handshakes at one time: they burn CPU before anybody has proved who they are.
     pub handshakes: usize,
     /// A TLS handshake takes two round trips; a 2G link needs seconds for that, an attacker takes for ever.
@@ -52,6 +57,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 100_000,
+            connections_per_address: 20_000,
+            messages_per_second: 2000,
             handshakes: 1024,
             handshake: Duration::from_secs(10),
             connect: Duration::from_secs(8),

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::Shared;
+use super::crowd::{Addresses, Turns};
 use super::identity::Identity;
 use super::metrics::{down, up};
 use super::opening;
@@ -28,7 +29,8 @@ const BACKLOG: u32 = 4096;
 pub(crate) struct Door<I> {
     pub(crate) shared: Arc<Shared<I>>,
     pub(crate) connections: Arc<Semaphore>,
-    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) addresses: Arc<Addresses>,
+    pub(crate) handshakes: Arc<Turns>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
@@ -65,6 +67,13 @@ pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener
             up(&metrics.refused_limit);
             continue;
         };
+        let Some(counted) = door.addresses.enter(peer.ip()) else {
+            up(&metrics.refused_limit);
+            if let Some(guard) = &door.shared.guard {
+                guard.turned_away(peer, "too many connections from this address");
+            }
+            continue;
+        };
         // Answers are small and go out once per turn: waiting for more to send would only delay them.
         let _ = stream.set_nodelay(true);
         let serve = {
@@ -79,7 +88,7 @@ pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener
                     Some(tls) => handshake(&door, stream, peer, &tls).await,
                 }
                 down(&metrics.connections);
-                drop(place);
+                drop((place, counted));
             }
         };
         door.tasks.spawn(serve);
@@ -88,12 +97,11 @@ pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener
 
 async fn handshake<I: Ingress>(door: &Arc<Door<I>>, stream: TcpStream, peer: SocketAddr, tls: &TlsSettings) {
     let metrics = &door.shared.hub.metrics;
-    let Ok(turn) = door.handshakes.clone().try_acquire_owned() else {
-        return up(&metrics.refused_limit);
-    };
+    let turn = door.handshakes.take();
     let limit = door.shared.hub.limits.handshake;
     let accepted = tokio::time::timeout(limit, Box::pin(tls.acceptor().accept(stream)));
-    let stream = match door.shared.leaving.run_until_cancelled(accepted).await {
+    let accepted = turn.over.run_until_cancelled(accepted);
+    let stream = match door.shared.leaving.run_until_cancelled(accepted).await.flatten() {
         Some(Ok(Ok(stream))) => stream,
         Some(Ok(Err(error))) => {
             if let Some(guard) = &door.shared.guard {
@@ -102,7 +110,7 @@ async fn handshake<I: Ingress>(door: &Arc<Door<I>>, stream: TcpStream, peer: Soc
             return up(&metrics.refused_handshake);
         }
         Some(Err(_)) => return up(&metrics.refused_timeout),
-        None => return,
+        None => return up(&metrics.refused_limit),
     };
     drop(turn);
     if stream.get_ref().1.protocol_version() != Some(ProtocolVersion::TLSv1_3) {

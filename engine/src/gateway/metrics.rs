@@ -67,6 +67,7 @@ counters! {
     bytes_out => "weir_mqtt_bytes_total", "direction=\"out\"";
     protocol_errors => "weir_mqtt_protocol_errors_total", "";
     keep_alive_timeouts => "weir_mqtt_keep_alive_timeouts_total", "";
+    paced => "weir_mqtt_rate_limited_total", "";
     stalls => "weir_mqtt_credit_stalls_total", "";
     bus_messages => "weir_mqtt_bus_messages_total", "";
     bus_restarts => "weir_mqtt_bus_restarts_total", "";

@@ -1,7 +1,7 @@
 //! The gateway: MQTT 3.1.1 and 5 for devices and applications, over TCP and TLS.
 //!
 //! A map, from the socket inwards:
-//! - `listener`, `tls`: sockets, handshakes, bounds. `identity`: who is speaking and what follows from it.
+//! - `listener`, `tls`, `crowd`: sockets, handshakes, bounds. `identity`: who is speaking and what follows from it.
 //! - `opening`: CONNECT, takeover, wills. `connection`: the loop. `packets`, `ingest`: what packets do.
 //! - `frame`, `publish`, `control`, `reply`, `fault`, `topic`: the protocol on the wire.
 //! - `incoming`, `outgoing`, `session`: what is in flight in each direction, and who owns it. Pure state machines.
@@ -33,6 +33,7 @@ use tokio_util::task::TaskTracker;
 
 mod connection;
 mod control;
+mod crowd;
 mod fanout;
 mod fault;
 mod frame;
@@ -60,6 +61,7 @@ mod trie;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use connection::Peer;
 pub use hub::Hub;
 pub use identity::Identity;
 pub use limits::Limits;
@@ -69,6 +71,7 @@ pub use tls::TlsSettings;
 use crate::bus::{Bus, BusConfig};
 use crate::guard::Guard;
 use connection::{CLOSED, DRAINING, RUNNING, Shared};
+use crowd::{Addresses, Turns};
 use metrics::up;
 
 /// Whether a text is a topic filter; if not, why not.
@@ -173,7 +176,8 @@ impl Gateway {
         let door = Arc::new(listener::Door {
             shared: shared.clone(),
             connections: Arc::new(Semaphore::new(hub.limits.connections)),
-            handshakes: Arc::new(Semaphore::new(hub.limits.handshakes)),
+            addresses: Addresses::new(hub.limits.connections_per_address),
+            handshakes: Turns::new(hub.limits.handshakes),
             tasks: tasks.clone(),
             stop: stop.clone(),
         });

@@ -82,7 +82,7 @@ where
         let fault = Fault::new(code::TOO_LARGE, "the answer would be larger than the client's maximum packet size");
         return refuse(&shared, &mut io, (version, fault), most).await;
     }
-    let client: Arc<str> = Arc::from(connect.client_id.as_str());
+    let client: Arc<str> = Arc::from(identity.session(&connect.client_id));
     let attached = match shared.hub.attach(client, &connect).await {
         Ok(attached) => attached,
         Err(fault) => return refuse(&shared, &mut io, (version, fault), most).await,
@@ -329,7 +329,8 @@ pub(crate) async fn publish_wills<I: Ingress>(shared: &Arc<Shared<I>>, wills: Ve
                 tell_device(shared, &device, message).await;
             }
             Target::Live => announce(shared, will, publisher),
-            Target::Stray { .. } | Target::Denied => up(&shared.hub.metrics.wills_denied),
+            // Of an anonymous speaker nothing leads there.
+            Target::Stray { .. } | Target::Denied | Target::Provisioning(_) => up(&shared.hub.metrics.wills_denied),
         }
     }
 }

@@ -28,6 +28,8 @@ pub(crate) enum Target {
         reason: Reason,
         text: String,
     },
+    /// To whoever gives first certificates to devices of this group.
+    Provisioning(String),
     /// To whoever is subscribed.
     Live,
     /// The speaker may not publish there.
@@ -45,6 +47,9 @@ impl Target {
 pub(crate) fn target(topic: &str, identity: &Identity) -> Target {
     if !identity.may_publish(topic) {
         return Target::Denied;
+    }
+    if let Some(group) = identity.claims() {
+        return Target::Provisioning(group.to_owned());
     }
     let Some(rest) = topic.strip_prefix("devices/") else { return Target::Live };
     let (sender, channel) = rest.split_once('/').unwrap_or((rest, ""));

@@ -1,0 +1,301 @@
+//! Devices that come for the first time: from a request over the connection of a claim to a certificate.
+//!
+//! A request is a map, in CBOR or, if it begins with `{`, in JSON:
+//! - `{request_id, step: "nonce"}` is answered with `{request_id, nonce}`: 32 bytes that this connection must sign.
+//! - `{request_id, serial, hw?, csr, proof}`: the serial number, a certificate signing request (PKCS #10), and the signature of
+//!   the new key over nonce and request id. Answered with `{request_id, id, chain, bundle, endpoints, server_time, group, labels,
+//!   config}`, or `{request_id, error: {reason, text}}`.
+//!
+//! Bytes stand as such in CBOR, in JSON as base64 (a signing request also as PEM, in both). Repeated, a request of the same device
+//! with the same key has the same certificate in its answer.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use access::audit::{Act, Audit};
+use access::authority::{self, AuthorityError, Key, write_file};
+use access::enrol::{self, Ask, By, Denied, Verdict};
+use access::journal::JournalError;
+use access::registry::{Certificate, Enrolled, Fact, Registry};
+use access::subject::Subject;
+use data_encoding::BASE64;
+use device::id::DeviceId;
+use device::time::{SECOND, Timestamp};
+use ring::hmac;
+use rustls::pki_types::CertificateSigningRequestDer;
+use rustls::pki_types::pem::PemObject;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use crate::clock::Clock;
+
+/// A nonce counts for this long, and for as long again.
+const NONCE: i64 = 60 * SECOND;
+/// Days that the certificate of a device is valid.
+const DAYS: u32 = authority::MAX_DAYS;
+
+/// Why somebody gets no certificate.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    /// The request cannot be read.
+    #[error("{0}")]
+    Request(String),
+    /// The proof does not fit.
+    #[error(
+        "the proof is no signature of the new key over nonce and request id; ask for a nonce on this connection, then sign"
+    )]
+    Proof,
+    /// A rule says no.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// Not now.
+    #[error("the registry cannot be written: {0}")]
+    Journal(#[from] JournalError),
+    /// Not now.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+}
+
+impl Failure {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Request(_) | Self::Authority(AuthorityError::Request(_)) => "bad_request",
+            Self::Proof => "bad_proof",
+            Self::Denied(denied) => denied.code(),
+            Self::Journal(_) | Self::Authority(_) => "unavailable",
+        }
+    }
+}
+
+/// Text or bytes, as the sender's format has them.
+#[derive(Debug)]
+enum Blob {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visit;
+        impl serde::de::Visitor<'_> for Visit {
+            type Value = Blob;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("text or bytes")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Blob, E> {
+                Ok(Blob::Text(text.to_owned()))
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Blob, E> {
+                Ok(Blob::Bytes(bytes.to_vec()))
+            }
+        }
+        deserializer.deserialize_any(Visit)
+    }
+}
+
+impl Blob {
+    fn bytes(self, what: &str) -> Result<Vec<u8>, Failure> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes),
+            Self::Text(text) if text.starts_with("-----BEGIN") => {
+                let request = CertificateSigningRequestDer::from_pem_slice(text.as_bytes());
+                Ok(request.map_err(|e| Failure::Request(format!("{what}: {e}")))?.to_vec())
+            }
+            Self::Text(text) => BASE64
+                .decode(text.trim().as_bytes())
+                .map_err(|e| Failure::Request(format!("{what} is not base64: {e}"))),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Request {
+    request_id: String,
+    #[serde(default)]
+    step: Option<String>,
+    #[serde(default)]
+    serial: Option<String>,
+    #[serde(default)]
+    hw: String,
+    #[serde(default)]
+    csr: Option<Blob>,
+    #[serde(default)]
+    proof: Option<Blob>,
+}
+
+/// Longest request, and longest text of what it names.
+const MAX_REQUEST: usize = 16 * 1024;
+const MAX_TEXT: usize = 256;
+
+/// Gives first certificates.
+pub(crate) struct Provisioning {
+    data: PathBuf,
+    registry: Arc<Registry>,
+    audit: Arc<Audit>,
+    clock: Clock,
+    /// Nonces of another process, or of before a restart, are worth nothing.
+    secret: hmac::Key,
+    endpoints: Vec<String>,
+}
+
+impl Provisioning {
+    pub(crate) fn new(
+        data: &Path,
+        registry: Arc<Registry>,
+        audit: Arc<Audit>,
+        clock: Clock,
+        endpoints: Vec<String>,
+    ) -> Self {
+        let secret: [u8; 32] = rand::random();
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+        Self { data: data.to_owned(), registry, audit, clock, secret, endpoints }
+    }
+
+    /// What a connection has to sign. It follows from the connection and the time, so nothing is remembered.
+    fn nonce(&self, connection: u64, now: Timestamp, ago: i64) -> hmac::Tag {
+        let slot = now.0.div_euclid(NONCE) - ago;
+        hmac::sign(&self.secret, &[connection.to_be_bytes(), slot.to_be_bytes()].concat())
+    }
+
+    /// Answers a request that came over a connection of this group's claim. Reads and writes files.
+    pub(crate) fn answer(&self, group: &str, connection: u64, from: &str, payload: &[u8]) -> Vec<u8> {
+        let is_json = payload.first() == Some(&b'{');
+        let request = read(payload, is_json);
+        let id = request.as_ref().map(|request| request.request_id.clone()).unwrap_or_default();
+        let serial = request.as_ref().ok().and_then(|request| request.serial.clone()).unwrap_or_default();
+        let answered = request.and_then(|request| self.handle(group, connection, request));
+        let now = (self.clock)();
+        let answer = match answered {
+            Ok(Answer::Nonce(nonce)) if is_json => json!({ "request_id": id, "nonce": BASE64.encode(&nonce) }),
+            Ok(Answer::Nonce(nonce)) => return cbor_nonce(&id, &nonce),
+            Ok(Answer::Certificate(mut answer, enrolled, new)) => {
+                if new {
+                    let detail = json!({ "serial": enrolled.serial, "key": enrolled.key, "hw": enrolled.hw });
+                    let act = Act::done(format!("claim {group}"), "device.enrol", enrolled.device).detail(detail);
+                    self.audit.note(now, act.from(from));
+                }
+                answer["request_id"] = Value::String(id);
+                answer
+            }
+            Err(failure) => {
+                let subject: String = serial.chars().take(MAX_TEXT).collect();
+                let act = Act::refused(format!("claim {group}"), "device.enrol", subject, failure.code()).from(from);
+                self.audit.note(now, act);
+                json!({ "request_id": id, "error": { "reason": failure.code(), "text": failure.to_string() } })
+            }
+        };
+        if is_json { answer.to_string().into_bytes() } else { cbor(&answer) }
+    }
+
+    fn handle(&self, group: &str, connection: u64, request: Request) -> Result<Answer, Failure> {
+        let now = (self.clock)();
+        match request.step.as_deref() {
+            Some("nonce") => return Ok(Answer::Nonce(self.nonce(connection, now, 0).as_ref().to_vec())),
+            None | Some("enrol") => {}
+            Some(other) => return Err(Failure::Request(format!("step {other:?} is neither \"nonce\" nor \"enrol\""))),
+        }
+        let missing = |what: &str| Failure::Request(format!("the request has no {what}"));
+        let device = request.serial.ok_or_else(|| missing("serial"))?;
+        let csr = request.csr.ok_or_else(|| missing("csr"))?.bytes("csr")?;
+        let proof = request.proof.ok_or_else(|| missing("proof"))?.bytes("proof")?;
+        if request.hw.len() > MAX_TEXT {
+            return Err(Failure::Request(format!("hw is longer than {MAX_TEXT} bytes")));
+        }
+        let key = authority::request_key(&csr)?;
+        let proved = [0, 1].iter().any(|ago| {
+            let signed = [self.nonce(connection, now, *ago).as_ref(), request.request_id.as_bytes()].concat();
+            authority::request_signed(&csr, &signed, &proof)
+        });
+        if !proved {
+            return Err(Failure::Proof);
+        }
+        let ask = Ask { device: &device, key: &key, hw: &request.hw, by: By::Claim(group) };
+        self.enrol(&ask, &csr, now)
+    }
+
+    /// Decides and makes the certificate, as one step: of two requests at once the second sees what the first did.
+    fn enrol(&self, ask: &Ask<'_>, csr: &[u8], now: Timestamp) -> Result<Answer, Failure> {
+        let authority = authority::open(&self.data.join("ca"))?;
+        let mut enrolled = None;
+        let mut is_new = false;
+        self.registry.change::<Failure>(now, |state| {
+            let mut new = match enrol::decide(state, ask, now)? {
+                Verdict::Again(known) => {
+                    enrolled = Some(known);
+                    return Ok(Vec::new());
+                }
+                Verdict::New(new) => new,
+            };
+            let id = DeviceId::new(&new.device).map_err(|e| Denied::BadSerial(e.to_string()))?;
+            let subject = Subject::Device(id);
+            let made = authority.issue(&subject, &[], &Key::Request(csr), DAYS, (now, rand::random()))?;
+            new.serial.clone_from(&made.leaf.serial);
+            // Before it counts: an answer that is asked for again must find it.
+            let path = self.certificate(&new.serial);
+            let dir = path.parent().unwrap_or(&self.data);
+            std::fs::create_dir_all(dir).map_err(|source| AuthorityError::Io { path: dir.to_owned(), source })?;
+            write_file(&path, &made.chain, 0o644)?;
+            let certificate =
+                Certificate { pending: true, ..Certificate::new(&made.leaf, subject.uri(authority.tenant())) };
+            let facts = vec![Fact::Issued(certificate), Fact::Enrolled(new.clone())];
+            enrolled = Some(new);
+            is_new = true;
+            Ok(facts)
+        })?;
+        let Some(enrolled) = enrolled else { return Err(Failure::Request("nothing was decided".to_owned())) };
+        let path = self.certificate(&enrolled.serial);
+        let chain = std::fs::read_to_string(&path).map_err(|source| AuthorityError::Io { path, source })?;
+        let config = self.registry.look(|state| state.claim(&enrolled.group).and_then(|rule| rule.config.clone()));
+        let answer = json!({
+            "id": enrolled.device, "chain": chain, "bundle": authority.bundle()?, "endpoints": self.endpoints,
+            "server_time": now.0, "group": enrolled.group, "labels": enrolled.labels, "config": config,
+        });
+        Ok(Answer::Certificate(answer, enrolled, is_new))
+    }
+
+    fn certificate(&self, serial: &str) -> PathBuf {
+        self.data.join("access/certificates").join(format!("{serial}.crt"))
+    }
+}
+
+enum Answer {
+    Nonce(Vec<u8>),
+    Certificate(Value, Enrolled, bool),
+}
+
+fn read(payload: &[u8], is_json: bool) -> Result<Request, Failure> {
+    if payload.len() > MAX_REQUEST {
+        return Err(Failure::Request(format!("a request has at most {MAX_REQUEST} bytes")));
+    }
+    let request: Request = match is_json {
+        true => {
+            serde_json::from_slice(payload).map_err(|e| Failure::Request(format!("the request is no JSON: {e}")))?
+        }
+        false => {
+            ciborium::from_reader(payload).map_err(|e| Failure::Request(format!("the request is no CBOR: {e}")))?
+        }
+    };
+    match request.request_id.len() {
+        1..=MAX_TEXT => Ok(request),
+        _ => Err(Failure::Request(format!("request_id must have 1 to {MAX_TEXT} bytes"))),
+    }
+}
+
+fn cbor(value: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    // Into memory, of a value that has no other kinds than CBOR has.
+    let _ = ciborium::into_writer(value, &mut out);
+    out
+}
+
+fn cbor_nonce(id: &str, nonce: &[u8]) -> Vec<u8> {
+    let text = |text: &str| ciborium::Value::Text(text.to_owned());
+    let map = vec![(text("request_id"), text(id)), (text("nonce"), ciborium::Value::Bytes(nonce.to_vec()))];
+    let mut out = Vec::new();
+    let _ = ciborium::into_writer(&ciborium::Value::Map(map), &mut out);
+    out
+}
