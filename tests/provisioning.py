@@ -170,7 +170,7 @@ def batch(place, folder, rows):
     device.close()
 
 
-def all(place, folder, rows):
+def everything(place, folder, rows):
     """All of it."""
     config = folder / "first.json"
     config.write_text('{"interval": 5}')
