@@ -8,6 +8,7 @@ use super::types::{Effect, Event};
 use crate::clock::{Change, ChangeKind, Clocks, Frame, Note};
 use crate::entry::{Body, Entry};
 use crate::payload::{FrameHeader, Head};
+use crate::shadow::Report;
 use crate::time::Timestamp;
 
 /// What is known of the clocks.
@@ -83,6 +84,18 @@ impl Device {
         if let Some(decided) = Clocks::plain(self.time.known(), newest, received) {
             self.time.put(entries, decided);
         }
+    }
+
+    /// Makes times of the device's clock, in a report about its shadow, into times of the engine's. What cannot be a time
+    /// is left out.
+    pub(super) fn correct(&self, report: &mut Report, received: Timestamp) {
+        let known = self.time.known();
+        report.times.retain_mut(|(_, at)| {
+            let Some((ts, err)) = Clocks::time(known, *at, received) else { return false };
+            *at = ts;
+            report.times_err = report.times_err.max(err);
+            true
+        });
     }
 
     /// What a durable entry tells about the clocks.
