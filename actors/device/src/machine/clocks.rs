@@ -5,7 +5,7 @@
 
 use super::Device;
 use super::types::{Effect, Event};
-use crate::clock::{Change, ChangeKind, Clocks, Frame, Note};
+use crate::clock::{Change, ChangeKind, Clocks, Frame, Note, Standing};
 use crate::entry::{Body, Entry};
 use crate::payload::{FrameHeader, Head};
 use crate::shadow::Report;
@@ -84,6 +84,11 @@ impl Device {
         if let Some(decided) = Clocks::plain(self.time.known(), newest, received) {
             self.time.put(entries, decided);
         }
+    }
+
+    /// How its clock stands, by what is durable; `None`: nothing was ever measured that is worth keeping.
+    pub fn clock(&self) -> Option<Standing> {
+        self.time.durable.as_ref()?.standing()
     }
 
     /// Makes times of the device's clock, in a report about its shadow, into times of the engine's. What cannot be a time
