@@ -110,18 +110,7 @@ impl Case {
         self.value = change.value.or(self.value);
         self.stale = change.stale;
         match change.what {
-            What::Fired => {
-                if self.over.take().is_some() {
-                    let mut to = std::mem::take(&mut self.ended);
-                    if flaps {
-                        self.paged.append(&mut to);
-                    }
-                    if !to.is_empty() {
-                        let to = Whom::Channels(to);
-                        self.waiting.push(Rung { about: About::Again, step: change.number, at: now, to });
-                    }
-                }
-            }
+            What::Fired => self.over = None,
             What::Escalated => {
                 self.acked = false;
                 self.behind_ns = 0;
@@ -140,6 +129,17 @@ impl Case {
             }
             What::Changed | What::Over => {}
         }
+        // They know that it had ended. In the past it may end once more before anybody could do something about it.
+        if !change.past && self.is_open() {
+            let mut to = std::mem::take(&mut self.ended);
+            if flaps {
+                self.paged.append(&mut to);
+            }
+            if !to.is_empty() {
+                let to = Whom::Channels(to);
+                self.waiting.push(Rung { about: About::Again, step: change.number, at: now, to });
+            }
+        }
     }
 
     /// It is over. Gives the channels that have to hear of it.
@@ -148,8 +148,9 @@ impl Case {
         self.over = Some(now);
         self.waiting.clear();
         (self.stale, self.acked, self.held, self.behind_ns) = (false, false, None, 0);
-        self.ended = std::mem::take(&mut self.paged);
-        self.ended.clone()
+        let told = std::mem::take(&mut self.paged);
+        self.ended.extend(told.iter().cloned());
+        told
     }
 
     /// Whether nobody may be told now. While that is so, the ladder stands still.

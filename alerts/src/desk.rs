@@ -212,7 +212,9 @@ impl Desk {
             begins = self.flaps.entry(key.clone()).or_default().note(now, &change.incident, change.number);
         }
         let flaps = self.flaps.get(&key).is_some_and(Flap::flaps);
-        if is_new && turns && !change.past {
+        // One of the past begins here when it has reached the present.
+        let begins_now = matches!(change.what, What::Fired | What::Changed | What::Escalated);
+        if is_new && begins_now && !change.past {
             let group = group_of(&self.settings, case);
             if self.storms.entry(group.clone()).or_default().note(now, &group, &change.device) {
                 case.storm = Some(group);

@@ -2,13 +2,16 @@
 //!
 //! A wish counts once: only a version above the one applied last is taken, and version and values are stored together
 //! before the device says that it has applied them. A change made on the device itself is told with its time until the
-//! engine has heard of it. A command is handed out once; what came of it is kept, and said again whenever it is asked.
+//! engine has heard of it; until then no wish counts that touches the same value, since the engine has decided on that one
+//! without knowing of the change. A command is handed out once; what came of it is kept, and said again whenever it is asked.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use device::shadow::{cbor, merge_plain, read_object};
 use device::time::Timestamp;
 use serde_json::{Map, Value, json};
+
+use crate::clock::Stamp;
 
 /// Commands whose end is remembered.
 const REMEMBERED: usize = 1024;
@@ -20,8 +23,27 @@ pub struct Held {
     pub applied_dv: u64,
     /// All values.
     pub values: Map<String, Value>,
-    /// Paths that were changed here and not reported yet, with the time.
-    local: BTreeMap<String, i64>,
+    /// Paths that were changed here and not reported yet.
+    local: BTreeMap<String, Local>,
+    /// A wish was passed over since it touches one of them.
+    passed_over: bool,
+}
+
+/// A change that was made on the device itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Local {
+    /// By the wall clock, in nanoseconds.
+    at: i64,
+    /// Wall less monotonic time then; `None`: in an earlier process.
+    apart: Option<i128>,
+}
+
+impl Local {
+    /// The time as the wall clock would have shown it, had it stood as it does now: it may have been set since.
+    fn as_of(self, now: Stamp) -> i64 {
+        let step = self.apart.map_or(0, |apart| now.apart() - apart);
+        i64::try_from(i128::from(self.at) + step).unwrap_or(self.at)
+    }
 }
 
 /// A command that is to be done.
@@ -61,7 +83,23 @@ pub struct Twin {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sent {
     shadow: String,
-    local: BTreeMap<String, i64>,
+    local: BTreeMap<String, Local>,
+}
+
+impl Sent {
+    /// The name of the shadow.
+    pub fn shadow(&self) -> &str {
+        &self.shadow
+    }
+}
+
+/// What follows from a report having been heard.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeardOf {
+    /// Changes that need not be told any more: the twin is to be stored.
+    pub news: bool,
+    /// A wish was passed over meanwhile: report once more, and the engine says again what it wants.
+    pub again: bool,
 }
 
 fn paths(at: &str, object: &Map<String, Value>, out: &mut Vec<String>) {
@@ -72,6 +110,12 @@ fn paths(at: &str, object: &Map<String, Value>, out: &mut Vec<String>) {
             _ => out.push(path),
         }
     }
+}
+
+/// Whether two paths are the same, or one leads through the other.
+fn touch(one: &str, other: &str) -> bool {
+    let (short, long) = if one.len() <= other.len() { (one, other) } else { (other, one) };
+    long.strip_prefix(short).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 impl Twin {
@@ -102,42 +146,48 @@ impl Twin {
             return false;
         }
         let held = self.shadows.entry(name.to_owned()).or_default();
+        let mut wanted = Vec::new();
+        paths("", delta, &mut wanted);
+        if held.local.keys().any(|local| wanted.iter().any(|path| touch(local, path))) {
+            held.passed_over = true;
+            return false;
+        }
         merge_plain(&mut held.values, delta);
         held.applied_dv = dv;
-        let mut over = Vec::new();
-        paths("", delta, &mut over);
-        held.local.retain(|path, _| !over.contains(path));
+        held.passed_over = false;
         true
     }
 
     /// Values were changed on the device itself.
-    pub fn change(&mut self, name: &str, patch: &Map<String, Value>, now: Timestamp) {
+    pub fn change(&mut self, name: &str, patch: &Map<String, Value>, now: Stamp) {
         let held = self.shadows.entry(name.to_owned()).or_default();
         merge_plain(&mut held.values, patch);
         let mut changed = Vec::new();
         paths("", patch, &mut changed);
-        held.local.extend(changed.into_iter().map(|path| (path, now.0)));
+        let local = Local { at: now.wall.0, apart: Some(now.apart()) };
+        held.local.extend(changed.into_iter().map(|path| (path, local)));
     }
 
     /// A report of all there is in a shadow, in CBOR.
-    pub fn report(&mut self, name: &str, session: u64) -> Option<(Vec<u8>, Sent)> {
+    pub fn report(&mut self, name: &str, session: u64, now: Stamp) -> Option<(Vec<u8>, Sent)> {
         self.rseq += 1;
         let held = self.shadows.get(name)?;
         let local: Vec<&String> = held.local.keys().collect();
+        let times: BTreeMap<&String, i64> = held.local.iter().map(|(path, local)| (path, local.as_of(now))).collect();
         let report = json!({
             "shadow": name, "session": session, "rseq": self.rseq, "based_on_dv": held.applied_dv,
-            "full": held.values, "t": held.local, "local": local,
+            "full": held.values, "t": times, "local": local,
         });
         let Value::Object(report) = report else { return None };
         Some((cbor(&report), Sent { shadow: name.to_owned(), local: held.local.clone() }))
     }
 
-    /// The engine has heard a report. True: something is to be stored.
-    pub fn heard(&mut self, sent: &Sent) -> bool {
-        let Some(held) = self.shadows.get_mut(&sent.shadow) else { return false };
+    /// The engine has heard a report.
+    pub fn heard(&mut self, sent: &Sent) -> HeardOf {
+        let Some(held) = self.shadows.get_mut(&sent.shadow) else { return HeardOf::default() };
         let before = held.local.len();
         held.local.retain(|path, at| sent.local.get(path) != Some(at));
-        held.local.len() != before
+        HeardOf { news: held.local.len() != before, again: std::mem::take(&mut held.passed_over) }
     }
 
     /// A command has come.
@@ -180,7 +230,8 @@ impl Twin {
             .shadows
             .iter()
             .map(|(name, held)| {
-                let held = json!({ "dv": held.applied_dv, "values": held.values, "local": held.local });
+                let local: BTreeMap<&String, i64> = held.local.iter().map(|(path, local)| (path, local.at)).collect();
+                let held = json!({ "dv": held.applied_dv, "values": held.values, "local": local });
                 (name.clone(), held)
             })
             .collect();
@@ -195,10 +246,13 @@ impl Twin {
         }
         let mut twin = Self::default();
         for (name, held) in stored["shadows"].as_object().into_iter().flatten() {
+            let local: BTreeMap<String, i64> =
+                serde_json::from_value(held["local"].clone()).map_err(|error| error.to_string())?;
             let held = Held {
                 applied_dv: held["dv"].as_u64().unwrap_or(0),
                 values: held["values"].as_object().cloned().unwrap_or_default(),
-                local: serde_json::from_value(held["local"].clone()).map_err(|error| error.to_string())?,
+                local: local.into_iter().map(|(path, at)| (path, Local { at, apart: None })).collect(),
+                passed_over: false,
             };
             twin.shadows.insert(name.clone(), held);
         }
@@ -230,23 +284,54 @@ mod tests {
         assert_eq!(twin.wanted(&wish(3, json!({"a": 1, "b": {"c": 2}}))), Ok(Some("main".to_owned())));
         assert_eq!(twin.wanted(&wish(3, json!({"a": 9}))), Ok(None), "a repetition");
         assert_eq!(twin.wanted(&wish(2, json!({"a": 9}))), Ok(None), "an older one");
-        twin.change("main", &object(json!({"b": {"c": 5}})), NOW);
-        let (payload, sent) = twin.report("main", 7).unwrap();
+        let at = |passed: i64| Stamp { wall: NOW.plus(passed), mono: (1_000_000 + passed) as u64 };
+        twin.change("main", &object(json!({"b": {"c": 5}})), at(0));
+        let (payload, sent) = twin.report("main", 7, at(0)).unwrap();
         let report = read_report(&payload, None).unwrap();
         assert_eq!((report.based_on, report.session, report.rseq, report.full), (Some(3), Some(7), Some(1), true));
         assert_eq!(Value::Object(report.patch), json!({"a": 1, "b": {"c": 5}}));
         assert_eq!((report.times[0].1, report.local.unwrap().len()), (NOW, 1));
         // Changed once more while the report is on its way: that is still to be told.
-        twin.change("main", &object(json!({"b": {"c": 6}})), NOW.plus(1));
-        assert!(!twin.heard(&sent));
-        let (_, sent) = twin.report("main", 7).unwrap();
-        assert!(twin.heard(&sent));
-        assert_eq!(read_report(&twin.report("main", 7).unwrap().0, None).unwrap().local, Some(Vec::new()));
+        twin.change("main", &object(json!({"b": {"c": 6}})), at(1));
+        assert_eq!(twin.heard(&sent), HeardOf::default());
+        let (_, sent) = twin.report("main", 7, at(1)).unwrap();
+        assert_eq!(twin.heard(&sent), HeardOf { news: true, again: false });
+        assert_eq!(read_report(&twin.report("main", 7, at(1)).unwrap().0, None).unwrap().local, Some(Vec::new()));
         let again = Twin { rseq: 0, ..twin.clone() };
         assert_eq!(Twin::decode(&twin.encode()), Ok(again));
         assert!(twin.wanted(b"{}").is_err());
         assert_eq!(twin.greeted(Some(4), Some(&cbor(&object(json!({"a": null}))))), Ok(true));
         assert_eq!(Value::Object(twin.shadows()["main"].values.clone()), json!({"b": {"c": 6}}));
+    }
+
+    #[test]
+    fn a_change_made_here_is_told_before_a_wish_counts_that_knows_nothing_of_it() {
+        let mut twin = Twin::default();
+        let wish = |dv, delta| delta_cbor("main", dv, &object(delta));
+        let at = |passed: i64| Stamp { wall: NOW.plus(passed), mono: (1_000_000 + passed) as u64 };
+        assert_eq!(twin.wanted(&wish(1, json!({"a": {"b": 1}, "ab": 1}))), Ok(Some("main".to_owned())));
+        twin.change("main", &object(json!({"a": {"b": 5}})), at(0));
+        for delta in
+            [json!({"a": {"b": 2}}), json!({"a": 2}), json!({"a": {"b": {"c": 2}}}), json!({"z": 1, "a": {"b": 2}})]
+        {
+            assert_eq!(twin.wanted(&wish(2, delta)), Ok(None));
+        }
+        assert_eq!(twin.wanted(&wish(2, json!({"ab": 2, "a": {"c": 3}}))), Ok(Some("main".to_owned())), "others count");
+        assert_eq!(twin.greeted(Some(3), Some(&cbor(&object(json!({"a": {"b": 3}}))))), Ok(false));
+        assert_eq!(Value::Object(twin.shadows()["main"].values.clone()), json!({"a": {"b": 5, "c": 3}, "ab": 2}));
+        // The wall clock was set ahead by an hour since: the time is told as that clock has it.
+        let now = Stamp { wall: NOW.plus(3_600_000_000_007), mono: 1_000_007 };
+        let (payload, sent) = twin.report("main", 7, now).unwrap();
+        let report = read_report(&payload, None).unwrap();
+        assert_eq!((report.based_on, report.times[0].1), (Some(2), NOW.plus(3_600_000_000_000)));
+        assert_eq!(twin.heard(&sent), HeardOf { news: true, again: true });
+        assert_eq!(twin.heard(&sent), HeardOf::default());
+        assert_eq!(twin.wanted(&wish(3, json!({"a": {"b": 3}}))), Ok(Some("main".to_owned())));
+        // In another process nobody knows how the clocks stood.
+        twin.change("main", &object(json!({"a": {"b": 6}})), at(9));
+        let mut twin = Twin::decode(&twin.encode()).unwrap();
+        let report = read_report(&twin.report("main", 8, now).unwrap().0, None).unwrap();
+        assert_eq!((report.local.unwrap().len(), report.times[0].1), (1, NOW.plus(9)));
     }
 
     #[test]

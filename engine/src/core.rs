@@ -102,7 +102,7 @@ pub struct Core {
     /// The project that counts, and its streams.
     project: RwLock<(Arc<Project>, Arc<Catalog>)>,
     /// Groups of devices.
-    pub groups: Groups,
+    pub groups: Arc<Groups>,
     registry: Arc<Registry>,
     /// The data directory.
     root: PathBuf,
@@ -215,7 +215,7 @@ impl Core {
             holds: Arc::default(),
             desk,
             project: RwLock::new((project, catalog)),
-            groups: Groups::open(&root).map_err(|error| CoreError::Other(error.to_string()))?,
+            groups: Arc::new(Groups::open(&root).map_err(|error| CoreError::Other(error.to_string()))?),
             registry,
             root,
             going_over: tokio::sync::Mutex::new(()),

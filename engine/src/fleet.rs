@@ -3,10 +3,11 @@
 //! They are made anew whenever a query asks for them, from the states of all devices, awake or asleep: what they cost
 //! grows with the fleet, and only queries that name them pay it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use actors::node::Node;
-use arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray, UInt16Array, UInt64Array};
+use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, UInt16Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -17,6 +18,8 @@ use datafusion::physical_plan::ExecutionPlan;
 use device::machine::Device;
 use device::shadow::{DEFAULT, shown};
 use device::time::Timestamp;
+
+use crate::groups::Groups;
 
 /// Which of the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +63,11 @@ impl Kind {
                 field("status_since", storage::schema::timestamp(), true),
                 field("fw", DataType::Utf8, true),
                 field("boot_no", number, true),
+                field("clock_offset_ns", DataType::Int64, true),
+                field("clock_err_ns", DataType::Int64, true),
+                field("clock_rate_ppb", DataType::Int64, true),
+                field("drifting", DataType::Boolean, false),
+                field("groups", DataType::Utf8, true),
             ],
             Self::Shadows => vec![
                 field("device", text.clone(), false),
@@ -82,6 +90,7 @@ impl Kind {
 pub struct Fleet {
     kind: Kind,
     node: Arc<Node>,
+    groups: Arc<Groups>,
 }
 
 impl std::fmt::Debug for Fleet {
@@ -92,12 +101,15 @@ impl std::fmt::Debug for Fleet {
 
 impl Fleet {
     /// The table over the devices of `node`.
-    pub fn new(kind: Kind, node: Arc<Node>) -> Self {
-        Self { kind, node }
+    pub fn new(kind: Kind, node: Arc<Node>, groups: Arc<Groups>) -> Self {
+        Self { kind, node, groups }
     }
 
     async fn rows(&self) -> Result<RecordBatch, DataFusionError> {
         let mut rows = Rows::default();
+        if self.kind == Kind::Devices {
+            rows.listings = self.groups.listings();
+        }
         for shard in self.node.shards() {
             let shard_id = shard.id.0;
             let now = self.node.time(shard);
@@ -152,6 +164,11 @@ struct Rows {
     numbers: [Vec<Option<u64>>; 9],
     texts: [Vec<String>; 5],
     changed: Vec<i64>,
+    /// Offset, error and rate.
+    clock: [Vec<Option<i64>>; 3],
+    drifting: Vec<bool>,
+    groups: Vec<Option<String>>,
+    listings: HashMap<String, Vec<String>>,
 }
 
 impl Rows {
@@ -176,6 +193,11 @@ impl Rows {
         self.online.push(status.map(|status| status.online && status.since >= floor));
         self.since.push(status.map(|status| status.since.0));
         self.fw.push(status.and_then(|status| status.fw.as_ref().map(ToString::to_string)));
+        let clock = device.clock();
+        let of_clock = [clock.map(|of| of.offset), clock.map(|of| of.err), clock.and_then(|of| of.rate)];
+        self.clock.iter_mut().zip(of_clock).for_each(|(column, value)| column.push(value));
+        self.drifting.push(clock.is_some_and(|of| of.drifting));
+        self.groups.push(self.listings.get(device.id().as_str()).map(|names| names.join(", ")));
         self.device.push(device.id().to_string());
         self.shard.push(shard);
         self.awake.push(awake);
@@ -221,6 +243,9 @@ impl Rows {
                 columns.push(Arc::new(since.with_timezone("UTC")));
                 columns.push(Arc::new(StringArray::from(self.fw)));
                 columns.push(boots);
+                columns.extend(self.clock.map(|column| Arc::new(Int64Array::from(column)) as ArrayRef));
+                columns.push(Arc::new(BooleanArray::from(self.drifting)));
+                columns.push(Arc::new(StringArray::from(self.groups)));
             }
             Kind::Shadows => {
                 let [name, desired, reported, delta, open] = self.texts;

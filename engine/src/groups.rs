@@ -3,7 +3,7 @@
 //! `registry/groups.json` holds them, replaced as a whole and durable before a change is answered. Who belongs to a
 //! group that is a query is asked whenever it is needed: nothing has to be kept up to date.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use device::id::DeviceId;
@@ -92,6 +92,30 @@ impl Groups {
         self.all.lock().clone()
     }
 
+    /// The groups that list a device. Who belongs to a query is not among it: the query may ask for this.
+    pub fn listing(&self, device: &DeviceId) -> Vec<String> {
+        let lists = |members: &Members| match members {
+            Members::Devices(devices) => devices.iter().any(|listed| listed == device.as_str()),
+            Members::Sql(_) => false,
+        };
+        self.all.lock().iter().filter(|(_, members)| lists(members)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The same for all devices that are listed.
+    pub fn listings(&self) -> HashMap<String, Vec<String>> {
+        let mut of: HashMap<String, Vec<String>> = HashMap::new();
+        for (name, members) in &*self.all.lock() {
+            let Members::Devices(devices) = members else { continue };
+            for device in devices {
+                let names = of.entry(device.clone()).or_default();
+                if names.last() != Some(name) {
+                    names.push(name.clone());
+                }
+            }
+        }
+        of
+    }
+
     /// One group.
     pub fn get(&self, name: &str) -> Option<Members> {
         self.all.lock().get(name).cloned()
@@ -164,6 +188,11 @@ mod tests {
             let error = groups.set(name, Some(members)).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
+        let (a, c) = (DeviceId::new("a").unwrap(), DeviceId::new("c").unwrap());
+        assert!(groups.set("line-0", Some(Members::Devices(vec!["b".into(), "b".into()]))).unwrap());
+        assert_eq!((groups.listing(&a), groups.listing(&c)), (vec!["line-1".to_owned()], vec![]));
+        assert_eq!((&groups.listings()["b"], groups.listings().len()), (&vec!["line-0".into(), "line-1".into()], 2));
+        assert!(groups.set("line-0", None).unwrap());
         let again = Groups::open(data.path()).unwrap();
         assert_eq!((again.all().len(), again.get("line-1")), (1, Some(list)));
         std::fs::write(&again.path, br#"{"version": 2, "groups": {}}"#).unwrap();

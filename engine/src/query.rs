@@ -156,7 +156,7 @@ pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<Sessio
     for kind in fleet::Kind::ALL {
         // A stream or pipeline of that name is what its project means by it.
         if !context.table_exist(kind.name())? {
-            context.register_table(kind.name(), Arc::new(Fleet::new(kind, core.node.clone())))?;
+            context.register_table(kind.name(), Arc::new(Fleet::new(kind, core.node.clone(), core.groups.clone())))?;
         }
     }
     Ok(context)

@@ -401,7 +401,11 @@ impl Model {
             _ => self.incident(level, began, now),
         };
         (incident.level, incident.stale, incident.silent) = (level, false, false);
-        incident.live |= !sample.old || self.rule.notify;
+        let live = !sample.old || self.rule.notify;
+        if live && !incident.live {
+            incident.from = now;
+        }
+        incident.live = live;
         life.since = incident.since;
         life.open = Some(incident);
         life.state = "firing";
@@ -444,6 +448,7 @@ impl Model {
         let Some(incident) = &mut life.open else { return false };
         let Some(level) = reached.filter(|level| *level > incident.level) else { return false };
         (incident.level, incident.ack, incident.silent, incident.from) = (level, None, false, now);
+        incident.live = !sample.old || self.rule.notify;
         incident.taken.fill(0);
         life.mark = life.seen.len();
         self.change(life, "escalated", "firing", sample);

@@ -265,6 +265,21 @@ async fn wrong_clocks_are_corrected_and_nobody_else_notices() {
     let cleared = "SELECT count(*) FROM _clock WHERE event = 'drift_cleared' AND device = 'behind'";
     assert_eq!(bench.numbers(cleared).await, [[Some(1)]]);
 
+    // How clocks stand now is a question to the engine.
+    let stands = "SELECT clock_offset_ns, clock_err_ns, clock_rate_ppb, drifting, groups FROM devices WHERE device";
+    let rows_of = |device: &str| format!("{stands} = '{device}'");
+    bench.core.groups.set("line-1", Some(engine::groups::Members::Devices(vec!["behind".into()]))).unwrap();
+    for device in devices.iter().filter(|device| !device.simple) {
+        let row = bench.numbers(&rows_of(device.name).replace(", groups", "")).await.remove(0);
+        let off = -(device.wall(TIME + 900 * SECOND) - (TIME + 900 * SECOND));
+        let [Some(offset), Some(err), rate, Some(drifting)] = row[..] else { panic!("{row:?}") };
+        assert!((offset - off).abs() <= err.max(60 * MS), "{}: {row:?}, is {off}", device.name);
+        assert!(rate.is_none_or(|rate| (rate + device.ppm * 1000).abs() < 20_000), "{}: {row:?}", device.name);
+        assert_eq!(drifting == 1, !matches!(device.name, "right" | "behind"), "{}: {row:?}", device.name);
+    }
+    let listed = "SELECT count(*) FROM devices WHERE groups = 'line-1' AND device = 'behind'";
+    assert_eq!(bench.numbers(listed).await, [[Some(1)]]);
+
     // After a crash the rows are the same, and what is known of the clocks goes on where it stood.
     bench.core.shutdown(false).await.unwrap();
     copy(&first, &second);

@@ -252,7 +252,9 @@ impl Model {
                     Some(local) => local.contains(path),
                     None => from != Some(ours),
                 };
-                self.open.remove(path);
+                if policy(path) != Policy::Manual || theirs == Some(ours) || edited_here {
+                    self.open.remove(path);
+                }
                 if theirs == Some(ours) || !edited_here {
                     continue;
                 }

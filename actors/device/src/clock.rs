@@ -17,7 +17,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use clocks::{Clocks, Frame};
+pub use clocks::{Clocks, Frame, Standing};
 pub use note::{Change, ChangeKind, Note, Piece, Sighting};
 
 use crate::time::{SECOND, Timestamp};

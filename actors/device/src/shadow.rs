@@ -243,6 +243,11 @@ impl Shadows {
         self.named.keys()
     }
 
+    /// The version of what is desired in a shadow.
+    pub(crate) fn version(&self, name: &str) -> u64 {
+        self.named.get(name).map_or(0, |shadow| shadow.dv)
+    }
+
     /// A shadow as it is at `now`.
     pub fn view(&self, name: &str, now: Timestamp, rules: &ShadowRules) -> Option<View> {
         let shadow = self.named.get(name)?;

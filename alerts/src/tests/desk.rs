@@ -31,6 +31,30 @@ fn a_ladder_tells_its_channels_and_the_end_those_who_were_told() {
 }
 
 #[test]
+fn what_comes_back_in_the_past_is_told_of_when_it_has_reached_the_present() {
+    let mut script = Script::new();
+    let past = |number, what| Change { past: true, ..change(1, number, 5, what) };
+    assert_eq!(script.hear(1, vec![change(1, 1, 1, What::Fired), told(1, 2, 1, "oncall")]), ["1 page a 1-2"]);
+    // Buffered for an hour: it ended, came back and ended again, and came back.
+    assert_eq!(script.hear(3600, vec![past(3, What::Over)]), ["3600 resolved a 1-3"]);
+    assert!(script.hear(3600, vec![past(4, What::Fired)]).is_empty());
+    assert!(script.hear(3601, vec![past(5, What::Over)]).is_empty());
+    assert!(script.hear(3602, vec![past(6, What::Fired), past(7, What::Escalated)]).is_empty());
+    assert_eq!(script.hear(3603, vec![change(1, 8, 9, What::Changed)]), ["3603 again a 1-8"]);
+    assert_eq!(script.hear(3604, vec![change(1, 9, 9, What::Over)]), ["3604 resolved a 1-9"]);
+}
+
+#[test]
+fn incidents_of_the_past_that_go_on_in_many_devices_are_a_storm() {
+    let mut script = Script::new();
+    let surfaced = |n: u64| vec![change(n, 1, 60, What::Changed), told(n, 2, 60, "oncall")];
+    let said: Vec<String> = (1..=120).flat_map(|n| script.hear(60, surfaced(n))).collect();
+    let pages = said.iter().filter(|said| said.contains("page")).count();
+    let storms = said.iter().filter(|said| said.contains("storm")).count();
+    assert_eq!((pages, storms), (100, 1), "{said:?}");
+}
+
+#[test]
 fn a_record_that_comes_again_tells_nobody_again() {
     let mut script = Script::new();
     let record = |position| Happening::Heard { shard: 3, position, changes: vec![told(1, 2, 1, "oncall")] };

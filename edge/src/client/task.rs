@@ -265,7 +265,7 @@ impl Task {
             }
             Command::Flush { reply } => self.flushing.push(reply),
             Command::Change { shadow, patch } => {
-                let now = (self.clock)();
+                let now = self.stamp();
                 match self.keeper.change(|twin| twin.change(&shadow, &patch, now)).await {
                     Ok(()) => self.report(&shadow).await,
                     Err(error) => tracing::warn!(device = %self.config.device, %error, "a change is not stored"),

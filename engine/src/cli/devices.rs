@@ -147,6 +147,16 @@ fn show(device: &str, of: &Of) -> Result<(), Exit> {
         let since = text(&found["status"]["since"]);
         out.push_str(&format!("{}, last said at {since}\n", if online { "online" } else { "offline" }));
     }
+    if let Some(offset) = found["clock"]["offset_ns"].as_i64() {
+        let seconds = |nanos: i64| format!("{:.3} s", nanos as f64 / 1e9);
+        let err = found["clock"]["err_ns"].as_i64().unwrap_or(0);
+        let drifts = if found["clock"]["drifting"] == Value::Bool(true) { ", drifts" } else { "" };
+        out.push_str(&format!("clock: {} to be added, within {}{drifts}\n", seconds(offset), seconds(err)));
+    }
+    let groups: Vec<String> = found["groups"].as_array().into_iter().flatten().map(text).collect();
+    if !groups.is_empty() {
+        out.push_str(&format!("groups: {}\n", groups.join(", ")));
+    }
     for epoch in found["epochs"].as_array().into_iter().flatten() {
         let closed = if epoch["closed"] == Value::Bool(true) { ", closed" } else { "" };
         out.push_str(&format!(

@@ -292,8 +292,8 @@ async fn device(State(api): State<Api>, Path(id): Path<String>) -> Result<impl I
         .await
         .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
     let item = describe(&api, &id);
-    let look = |device: &device::machine::Device| (device.is_known(), device.status().cloned());
-    let (known, status) = api
+    let look = |device: &device::machine::Device| (device.is_known(), device.status().cloned(), device.clock());
+    let (known, status, clock) = api
         .core
         .node
         .look(&id, look)
@@ -310,11 +310,18 @@ async fn device(State(api): State<Api>, Path(id): Path<String>) -> Result<impl I
             "session": status.session.map(|session| session.to_string()), "boot_no": status.boot_no, "fw": status.fw.as_deref(),
         })
     });
+    let clock = clock.map(|clock| {
+        serde_json::json!({
+            "offset_ns": clock.offset, "err_ns": clock.err, "rate_ppb": clock.rate, "drifting": clock.drifting,
+            "clock_id": clock.clock,
+        })
+    });
+    let groups = api.core.groups.listing(&id);
     let epochs: Vec<serde_json::Value> = ledger
         .iter()
         .map(|epoch| serde_json::json!({ "epoch": epoch.epoch.0, "cum": epoch.cum, "stored": epoch.stored, "closed": epoch.closed }))
         .collect();
     Ok(Json(
-        serde_json::json!({ "device": item.device, "awake": item.awake, "shard": item.shard, "epochs": epochs, "status": status }),
+        serde_json::json!({ "device": item.device, "awake": item.awake, "shard": item.shard, "epochs": epochs, "status": status, "clock": clock, "groups": groups }),
     ))
 }

@@ -173,7 +173,11 @@ impl Machine {
             Some((incident, _)) => Incident { level, stale: false, silent: false, ..incident },
             None => self.incident(step, level, began),
         };
-        incident.live |= live;
+        // What comes back in old samples may be over by now: people hear of it when it has reached the present.
+        if live && !incident.live {
+            incident.from = step.now;
+        }
+        incident.live = live;
         self.state = State::Firing;
         self.since = incident.since;
         self.falling = None;
@@ -244,6 +248,7 @@ impl Machine {
     fn escalate(&mut self, step: &mut Step<'_>, sample: &Sample, reached: Option<u8>) -> bool {
         let Some(incident) = &mut self.incident else { return false };
         let Some(level) = reached.filter(|level| *level > incident.level) else { return false };
+        incident.live = !sample.old || step.rule.backfill == Backfill::Notify;
         incident.level = level;
         incident.ack = None;
         incident.silent = false;

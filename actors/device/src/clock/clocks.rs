@@ -6,7 +6,7 @@
 use super::fit::scaled;
 use super::note::{Change, ChangeKind, Note, Sighting};
 use super::one::{Clock, FLOOR_APART, MAX_RATE, RECENT, Sample};
-use super::{AHEAD, EARLIEST, UNKNOWN_ERROR, place};
+use super::{AHEAD, EARLIEST, UNKNOWN_ERROR, applies, place};
 use crate::time::{SECOND, Timestamp};
 
 /// Clocks remembered: what was recorded under one that is forgotten has no known offset.
@@ -72,6 +72,21 @@ pub struct Clocks {
     pub(super) heard: i64,
 }
 
+/// How the clock of a device stands, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Which of its clocks, from 1.
+    pub clock: u64,
+    /// What has to be added to it, in nanoseconds.
+    pub offset: i64,
+    /// How far off that may be, in nanoseconds.
+    pub err: i64,
+    /// By how much the offset grows, in nanoseconds per second of its own; `None`: not known.
+    pub rate: Option<i64>,
+    /// Whether it is said to drift.
+    pub drifting: bool,
+}
+
 /// How a clock goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Turn {
@@ -128,6 +143,26 @@ impl Clocks {
         let pieces = clock.and_then(|clock| clock.pieces(newest.0, newest.0));
         let pieces = pieces.map_or_else(|| place::kept(way.saturating_abs()), Into::into);
         Some((Note { pieces, seen, changes }, next))
+    }
+
+    /// How the clock that runs stood when it was last heard; `None`: its offset is not known.
+    pub fn standing(&self) -> Option<Standing> {
+        let clock = self.list.last()?;
+        let known = clock.at(clock.last)?;
+        let rate = clock.rate.map(|rate| rate.value);
+        Some(Standing { clock: clock.id, offset: known.offset, err: known.err, rate, drifting: clock.drifting })
+    }
+
+    /// A time that the clock which runs has shown, as the engine's time, and how far off that may be; `None`: it cannot be
+    /// said. A clock of which nothing is known is taken for right.
+    pub fn time(known: Option<&Self>, shown: Timestamp, received: Timestamp) -> Option<(Timestamp, i64)> {
+        let known = known.and_then(|clocks| clocks.list.last()?.at(shown.0));
+        let (ts, err) = match known {
+            Some(known) if applies(known.offset, known.err) => (shown.plus(known.offset), known.err),
+            Some(known) => (shown, known.err.max(known.offset.saturating_abs())),
+            None => (shown, 0),
+        };
+        (ts >= EARLIEST && ts <= received.plus(AHEAD)).then_some((ts, err))
     }
 
     /// What a frame tells that is not known.

@@ -5,9 +5,10 @@
 
 use super::Device;
 use super::types::{Effect, Event};
-use crate::clock::{Change, ChangeKind, Clocks, Frame, Note};
+use crate::clock::{Change, ChangeKind, Clocks, Frame, Note, Standing};
 use crate::entry::{Body, Entry};
 use crate::payload::{FrameHeader, Head};
+use crate::shadow::Report;
 use crate::time::Timestamp;
 
 /// What is known of the clocks.
@@ -83,6 +84,23 @@ impl Device {
         if let Some(decided) = Clocks::plain(self.time.known(), newest, received) {
             self.time.put(entries, decided);
         }
+    }
+
+    /// How its clock stands, by what is durable; `None`: nothing was ever measured that is worth keeping.
+    pub fn clock(&self) -> Option<Standing> {
+        self.time.durable.as_ref()?.standing()
+    }
+
+    /// Makes times of the device's clock, in a report about its shadow, into times of the engine's. What cannot be a time
+    /// is left out.
+    pub(super) fn correct(&self, report: &mut Report, received: Timestamp) {
+        let known = self.time.known();
+        report.times.retain_mut(|(_, at)| {
+            let Some((ts, err)) = Clocks::time(known, *at, received) else { return false };
+            *at = ts;
+            report.times_err = report.times_err.max(err);
+            true
+        });
     }
 
     /// What a durable entry tells about the clocks.

@@ -113,10 +113,11 @@ impl Device {
     pub fn report(&mut self, message: Message<'_>, plain: Option<&str>) -> Verdict {
         self.now = self.now.max(message.received);
         let leaf = if plain.is_some() { Leaf::ShadowReported } else { Leaf::ConfigReported };
-        let report = match shadow::read_report(message.payload, plain) {
+        let mut report = match shadow::read_report(message.payload, plain) {
             Ok(report) => report,
             Err(text) => return self.refuse(message, leaf, format!("the report is {text}")),
         };
+        self.correct(&mut report, message.received);
         let (touched, based) = (report.patch.clone(), report.based_on.is_some());
         let name = if report.shadow.is_empty() { DEFAULT.to_owned() } else { report.shadow.clone() };
         let keeping = self.keeping.get_or_insert_default();
@@ -132,7 +133,7 @@ impl Device {
             // Nothing new, but it may have missed what is wanted.
             let keeping = self.keeping.get_or_insert_default();
             let view = keeping.shadows.durable().view(&name, message.received, &rules);
-            if view.is_some_and(|view| shadow::touches(&view.delta, &touched)) {
+            if !self.is_more_coming(&name) && view.is_some_and(|view| shadow::touches(&view.delta, &touched)) {
                 effects.extend(self.tell(&name));
             }
         }
@@ -240,6 +241,8 @@ impl Device {
         keeping.shadows.settle(|shadows| shadows.apply(change, received));
         let tell = match &change.what {
             What::Desired { .. } | What::Expired { .. } | What::Deleted { .. } => true,
+            // With what is taken over from the report the device is told; before, it would be told to undo it.
+            What::Reported(_) if self.is_more_coming(&change.shadow) => false,
             What::Reported(reported) => self.shadow(&change.shadow, received).is_some_and(|view| {
                 !view.delta.is_empty() && (reported.applied.is_some() || shadow::touches(&view.delta, &reported.patch))
             }),
@@ -262,6 +265,12 @@ impl Device {
     pub(super) fn apply_status(&mut self, status: &Status) {
         let keeping = self.keeping.get_or_insert_default();
         keeping.status.settle(|latest| *latest = Some(status.clone()));
+    }
+
+    /// Whether another version of what is desired is on its way: the device is told when that is durable.
+    fn is_more_coming(&self, name: &str) -> bool {
+        let dv = |shadows: &Shadows| shadows.version(name);
+        self.keeping.as_ref().is_some_and(|keeping| dv(keeping.shadows.latest()) > dv(keeping.shadows.durable()))
     }
 
     /// What is wanted of it, in whole: in CBOR for our own agent, in JSON for plain clients.
@@ -348,6 +357,92 @@ mod tests {
     use crate::id::DeviceId;
     use crate::machine::Channel;
     use crate::seq::Position;
+
+    const START: Timestamp = Timestamp(1_795_867_200_000_000_000);
+
+    fn object(value: serde_json::Value) -> serde_json::Map<String, serde_json::Value> {
+        value.as_object().cloned().unwrap()
+    }
+
+    /// A device of which `{"knob": 1, "mode": 1}` is desired.
+    fn with_wishes(policy: shadow::Policy) -> Device {
+        let rule = shadow::Rule { shadow: None, path: vec!["knob".to_owned()], policy, deadband: 0.0 };
+        let rules = Arc::new(ShadowRules(vec![rule]));
+        let mut device = Device::new(DeviceId::new("pump").unwrap()).with_rules(rules);
+        let patch = Some(object(serde_json::json!({"knob": 1, "mode": 1})));
+        let ask = Ask { shadow: "main".into(), patch, by: "ann".into(), request: None, if_dv: None, ttl: None };
+        for entry in &device.ask(ask, START).1 {
+            device.apply(Position(1), entry);
+        }
+        device
+    }
+
+    /// A report is heard and becomes durable; what the device is told.
+    fn reported(device: &mut Device, at: (u64, Timestamp), report: serde_json::Value) -> Vec<serde_json::Value> {
+        let payload = Bytes::from(report.to_string());
+        let message =
+            Message { channel: Channel::Telemetry, payload: &payload, format: None, received: at.1, session: 1 };
+        let verdict = device.report(message, None);
+        let mut effects = verdict.effects;
+        verdict.entries.iter().for_each(|entry| effects.extend(device.apply(Position(at.0), entry)));
+        let told = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Publish { topic, payload, .. } if topic == "shadow/delta" => serde_json::from_slice(&payload).ok(),
+            _ => None,
+        });
+        told.collect()
+    }
+
+    #[test]
+    fn a_device_is_not_told_to_undo_what_is_taken_over_from_it() {
+        let mut device = with_wishes(shadow::Policy::Device);
+        let report = serde_json::json!({"based_on_dv": 0, "full": {"knob": 5, "mode": 0}, "local": ["knob"]});
+        let told = reported(&mut device, (2, START.plus(1)), report);
+        assert_eq!(told, [serde_json::json!({"shadow": "main", "dv": 2, "delta": {"mode": 1}})]);
+    }
+
+    #[test]
+    fn times_of_changes_are_those_of_a_clock_that_is_right() {
+        use crate::payload::{FrameHeader, FrameRecord, encode_frame};
+        const HOUR: i64 = 3_600_000_000_000;
+        for (ahead, wins) in [(0, 1), (HOUR, 1), (-HOUR, 1), (HOUR, 5)] {
+            let mut device = with_wishes(shadow::Policy::Later);
+            let now = START.plus(HOUR / 2);
+            let wall = |at: Timestamp| at.plus(ahead);
+            // It measures that its clock is off.
+            let header = FrameHeader {
+                epoch: 3,
+                seq: 1,
+                schema_id: 1,
+                schema_version: crate::schema::SchemaVersion { major: 1, minor: 0 },
+                base_time: wall(now),
+                send_time: wall(now),
+                clock: Some((-ahead, 10_000_000)),
+                ..FrameHeader::default()
+            };
+            let record = FrameRecord { ts: wall(now), values: Vec::new(), flags: 0 };
+            let payload = Bytes::from(encode_frame(&header, &[record]).unwrap());
+            let message =
+                Message { channel: Channel::Telemetry, payload: &payload, format: None, received: now, session: 1 };
+            let stream = crate::schema::Stream {
+                name: "telemetry".into(),
+                schema_id: Some(1),
+                version: crate::schema::SchemaVersion { major: 1, minor: 0 },
+                fields: Vec::new(),
+            };
+            let verdict = device.admit(message, &crate::schema::Catalog::new(vec![stream]), &mut || 5);
+            for entry in &verdict.entries {
+                device.apply(Position(2), entry);
+            }
+            // Changed a minute before, or after, somebody wanted something else.
+            let changed = START.plus(if wins == 5 { HOUR / 60 } else { -HOUR / 60 });
+            let report = serde_json::json!({
+                "based_on_dv": 0, "full": {"knob": 5}, "local": ["knob"], "t": {"knob": wall(changed).0},
+            });
+            reported(&mut device, (3, now), report);
+            let desired = device.shadow("main", now).unwrap().desired;
+            assert_eq!(desired["knob"], wins, "{ahead} ns ahead");
+        }
+    }
 
     #[test]
     fn a_repetition_is_not_acknowledged_before_its_first_copy_is_durable() {

@@ -53,6 +53,8 @@ pub struct Report {
     pub patch: Map<String, Value>,
     /// When values were changed on the device.
     pub times: Vec<(Path, Timestamp)>,
+    /// How far off these times may be, as far as it is known, in nanoseconds.
+    pub times_err: i64,
     /// Values that were changed on the device itself; `None`: it does not say.
     pub local: Option<Vec<Path>>,
 }
@@ -215,6 +217,7 @@ impl Shadows {
             based_on: report.based_on,
             local: report.local.as_deref(),
             times: &report.times,
+            times_err: report.times_err,
             before: &before,
             after: &after,
         }
@@ -279,6 +282,7 @@ struct Merge<'a> {
     based_on: Option<u64>,
     local: Option<&'a [Path]>,
     times: &'a [(Path, Timestamp)],
+    times_err: i64,
     /// What was reported before.
     before: &'a Map<String, Value>,
     /// What is reported now.
@@ -317,7 +321,10 @@ impl Merge<'_> {
                 None => from.is_none_or(|from| !document::alike(from, ours, deadband)),
             };
             if !changed_here {
-                merged.open.remove(&path);
+                // What is in dispute stays so: the device says it once that it has changed it.
+                if rules.policy(self.name, &path) != Policy::Manual {
+                    merged.open.remove(&path);
+                }
                 continue;
             }
             let (winner, value) = self.decide(rules.policy(self.name, &path), &path, theirs, ours);
@@ -371,7 +378,9 @@ impl Merge<'_> {
             Policy::Later => {
                 let set = self.shadow.desired.leaf(path).map(|leaf| leaf.at);
                 match (self.time(path), set) {
-                    (Some(changed), Some(set)) if changed.0.saturating_sub(set.0) > CLOCK_ERROR => device(),
+                    (Some(changed), Some(set)) if changed.0.saturating_sub(set.0) > CLOCK_ERROR.max(self.times_err) => {
+                        device()
+                    }
                     (Some(_), None) => device(),
                     _ => (Winner::Server, None),
                 }

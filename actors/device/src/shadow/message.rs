@@ -141,6 +141,7 @@ mod tests {
             full: true,
             patch: full["full"].as_object().unwrap().clone(),
             times: vec![(path.clone(), Timestamp(1_795_867_200_000_000_000)), (path_of("c"), Timestamp(5))],
+            times_err: 0,
             local: Some(vec![path]),
         };
         assert_eq!(read_report(full.to_string().as_bytes(), None), Ok(expected.clone()));

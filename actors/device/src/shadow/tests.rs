@@ -215,6 +215,10 @@ fn sets_are_united_and_an_open_conflict_ends_when_one_side_gives_way() {
     let view = world.view();
     assert_eq!((&view.desired["tags"], view.open.clone()), (&json!(["a", "b", "c"]), vec![path("mode")]));
     assert_eq!(Value::Object(view.delta), json!({"tags": ["a", "b", "c"]}), "neither side of a conflict is pushed");
+    // Our agent says once that it has changed something itself.
+    let later = Report { local: Some(Vec::new()), ..full(3, json!({"tags": ["a", "b", "c"], "mode": 3})) };
+    world.report(later);
+    assert_eq!((world.view().open, world.view().delta.len()), (vec![path("mode")], 0), "it is still in dispute");
     assert_eq!(world.desire(json!({"mode": 2})), Answer::Changed(4), "said again, it is meant");
     assert_eq!((world.view().open, world.view().delta["mode"].clone()), (vec![], json!(2)));
     world.report(Report { based_on: Some(4), patch: object(json!({"mode": 2})), ..Report::default() });

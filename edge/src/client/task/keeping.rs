@@ -37,8 +37,8 @@ impl Task {
 
     /// Says all there is in a shadow.
     pub(super) async fn report(&mut self, shadow: &str) {
-        let session = self.session;
-        let report = match self.keeper.change(|twin| twin.report(shadow, session)).await {
+        let (session, now) = (self.session, self.stamp());
+        let report = match self.keeper.change(|twin| twin.report(shadow, session, now)).await {
             Ok(report) => report,
             Err(error) => return self.not_stored(&error),
         };
@@ -56,8 +56,10 @@ impl Task {
     /// The engine has taken a message of ours.
     pub(super) async fn taken(&mut self, id: u16) {
         let Some(sent) = self.reports.remove(&id) else { return };
-        if let Err(error) = self.keeper.change(|twin| twin.heard(&sent)).await {
-            self.not_stored(&error);
+        match self.keeper.change(|twin| twin.heard(&sent)).await {
+            Ok(heard) if heard.again => self.report(sent.shadow()).await,
+            Ok(_) => {}
+            Err(error) => self.not_stored(&error),
         }
     }
 
