@@ -2,6 +2,7 @@
 //!
 //! - `subject`: who a certificate is for. `leaf`: what of it matters.
 //! - `authority`: makes certificates. `registry`: remembers which, for whom, and what became of them.
+//! - `users`: people and programs with their roles, and their tokens.
 //! - `audit`: who did what, and who was refused.
 //! - `journal`: a file that facts are only ever added to, each chained to the one before. All durable state of this crate
 //!   but keys and certificates is such facts.
@@ -16,3 +17,4 @@ pub mod journal;
 pub mod leaf;
 pub mod registry;
 pub mod subject;
+pub mod users;

@@ -1,6 +1,7 @@
 //! The configuration of `weir run`: defaults, then the file, then `WEIR_*` variables, then flags.
 
 mod alerts;
+mod http;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use thiserror::Error;
 
 use crate::gateway;
 pub use alerts::{AlertsConfig, ChannelConfig, ChannelKind, Secret};
+pub use http::{HttpConfig, LimitsConfig};
 
 /// What is wrong with a configuration. Ends the program with status 2.
 #[derive(Debug, Error)]
@@ -132,20 +134,6 @@ impl Default for MqttConfig {
             max_keep_alive: None,
             no_subscribe: Vec::new(),
         }
-    }
-}
-
-/// `[http]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HttpConfig {
-    /// Listener of API and metrics.
-    pub listen: Option<SocketAddr>,
-}
-
-impl Default for HttpConfig {
-    fn default() -> Self {
-        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8080))) }
     }
 }
 
@@ -270,41 +258,6 @@ impl ShadowConfig {
     }
 }
 
-/// `[limits]`: every bound, each with its reason in [`crate::limits`].
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LimitsConfig {
-    /// Bytes of messages between socket and log, over all connections.
-    #[serde(with = "bytes_text")]
-    pub in_flight: u64,
-    /// MQTT connections.
-    pub connections: usize,
-    /// Largest MQTT packet.
-    #[serde(with = "bytes_text")]
-    pub packet: u64,
-    /// Memory of all queries together.
-    #[serde(with = "bytes_text")]
-    pub query_memory: u64,
-    /// Rows that `/v1/query` returns at most.
-    pub query_rows: usize,
-    /// Longest time of one query.
-    #[serde(with = "duration")]
-    pub query_time: Duration,
-}
-
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self {
-            in_flight: crate::limits::IN_FLIGHT,
-            connections: crate::limits::CONNECTIONS,
-            packet: crate::limits::PACKET,
-            query_memory: crate::limits::QUERY_MEMORY,
-            query_rows: crate::limits::QUERY_ROWS,
-            query_time: crate::limits::QUERY_TIME,
-        }
-    }
-}
-
 impl Config {
     /// Reads a file; an unknown key is an error that names the nearest known one.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -326,9 +279,7 @@ impl Config {
             let message = "a certificate needs its key: set both mqtt.tls_cert and mqtt.tls_key, or neither".into();
             return Err(ConfigError::Value { key: "mqtt.tls_cert", message });
         }
-        let listeners =
-            [("mqtt.plain", self.mqtt.plain), ("mqtt.tls", self.mqtt.tls), ("http.listen", self.http.listen)];
-        for (key, address) in listeners {
+        for (key, address) in [("mqtt.plain", self.mqtt.plain), ("mqtt.tls", self.mqtt.tls)] {
             let Some(address) = address else { continue };
             if !self.node.insecure {
                 let message = format!(
@@ -342,6 +293,7 @@ impl Config {
                 return Err(ConfigError::Value { key, message });
             }
         }
+        self.http.validate(self.node.insecure)?;
         if let Some(most) = self.mqtt.max_keep_alive
             && (most.subsec_nanos() != 0 || !(1..=u64::from(u16::MAX)).contains(&most.as_secs()))
         {
@@ -360,9 +312,7 @@ impl Config {
         self.tables.validate()?;
         self.shadow.rules()?;
         self.alerts.validate()?;
-        if self.limits.in_flight < 1 << 20 {
-            return Err(ConfigError::Value { key: "limits.in_flight", message: "must be at least 1 MiB".into() });
-        }
+        self.limits.validate()?;
         Ok(())
     }
 }

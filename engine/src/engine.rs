@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use access::audit::Audit;
+use access::users::Users;
 use alerts::Happening;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -14,13 +16,17 @@ use crate::config::Config;
 use crate::core::{Core, CoreError};
 use crate::gateway::{Gateway, GatewayConfig, Hub, Limits};
 use crate::housekeeping;
-use crate::http::{self, Api};
+use crate::http::{self, Api, Guard};
 use crate::ledger::{self, Books};
 use crate::notify::{self, Channels};
 use crate::project::Loaded;
 use crate::query::{self, Bounds};
 use crate::repair::Repairs;
+use crate::trail::Trail;
 use crate::watch::{self, Deployments};
+
+/// How often the files of users are asked for changes: a revoked token must not work for longer than a second.
+const FOLLOW: Duration = Duration::from_millis(300);
 
 /// How long connections get to finish at a stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -30,6 +36,8 @@ pub struct Engine {
     core: Arc<Core>,
     gateway: Gateway,
     books: Arc<Books>,
+    audit: Arc<Audit>,
+    trail: Arc<Trail>,
     listeners: Vec<(&'static str, SocketAddr)>,
     http: Option<JoinHandle<std::io::Result<()>>>,
     notifying: JoinHandle<()>,
@@ -67,12 +75,19 @@ impl Engine {
         let hub = Hub::new(limits);
         let channels = Channels::new(&config.alerts, &hub).map_err(|e| CoreError::Other(e.to_string()))?;
         let core = Arc::new(Core::open(config, loaded, clock.clone(), hub.clone()).await?);
+        let other = |e: &dyn std::fmt::Display| CoreError::Other(e.to_string());
+        let audit = Arc::new(Audit::open(&config.store.data).map_err(|e| other(&e))?);
+        let users = Arc::new(Users::open(&config.store.data).map_err(|e| other(&e))?);
+        let trail = Trail::open(&config.store.data, core.tables.store().clone(), &core.tables).await;
+        let trail = Arc::new(trail.map_err(|e| other(&e))?);
         let listeners = GatewayConfig { plain: config.mqtt.plain, tls };
         let gateway = Gateway::start(listeners, hub, core.node.clone(), clock.clone(), Arc::new(rand::random::<u64>))
             .map_err(|e| CoreError::Other(e.to_string()))?;
         let stop = CancellationToken::new();
         let books = Arc::new(Books::new(core.clone(), gateway.metrics()));
         tokio::spawn(compare(books.clone(), stop.clone()));
+        tokio::spawn(follow(users.clone(), stop.clone()));
+        tokio::spawn(trail.clone().keep(config.durability.cut_every, stop.clone()));
         let told = Arc::new(notify::Report::default());
         let settings = config.alerts.settings(&core.project());
         notify::warn_unreached(&core.project(), &settings);
@@ -82,7 +97,7 @@ impl Engine {
         let notifying = notify::run(core.desk.clone(), channels, told.clone(), clock.clone(), stop.clone());
         let notifying = tokio::spawn(notifying);
         let report = Arc::new(housekeeping::Report::default());
-        let keep = (core.clone(), config.tables.clone(), report.clone(), clock.clone(), stop.clone());
+        let keep = ((core.clone(), trail.clone()), config.tables.clone(), report.clone(), clock.clone(), stop.clone());
         tokio::spawn(housekeeping::keep(keep.0, keep.1, keep.2, keep.3, keep.4));
         let deployments = Arc::new(Deployments::default());
         if let (Some(dir), true) = (&config.pipelines.dir, config.pipelines.watch) {
@@ -99,7 +114,15 @@ impl Engine {
         let http = match http_listener {
             Some(listener) => {
                 let address = listener.local_addr().map_err(|e| CoreError::Other(e.to_string()))?;
-                listeners.push(("http", address));
+                let tls = http_tls(config)?;
+                listeners.push((if tls.is_some() { "https" } else { "http" }, address));
+                let guard = Guard::new(
+                    !config.node.insecure,
+                    (users, audit.clone()),
+                    None,
+                    &config.limits,
+                    (clock.clone(), stop.clone()),
+                );
                 let api = Api {
                     core: core.clone(),
                     runtime: query::runtime(config.limits.query_memory).map_err(|e| CoreError::Other(e.to_string()))?,
@@ -112,13 +135,15 @@ impl Engine {
                     channels: config.alerts.channels.clone(),
                     clock,
                     repairs: Arc::new(Repairs::new()?),
+                    trail: trail.clone(),
+                    guard: Arc::new(guard),
                     stop: stop.clone(),
                 };
-                Some(tokio::spawn(http::serve(listener, api, stop.clone())))
+                Some(tokio::spawn(http::serve(listener, api, tls, config.limits.http_connections, stop.clone())))
             }
             None => None,
         };
-        Ok(Self { core, gateway, books, listeners, http, notifying, stop })
+        Ok(Self { core, gateway, books, audit, trail, listeners, http, notifying, stop })
     }
 
     /// Name and address of each listener.
@@ -155,6 +180,11 @@ impl Engine {
             }
         }
         let _ = self.notifying.await;
+        // Ends its writer: what was noted is in the journal, then in files.
+        drop(self.audit);
+        if flush && let Err(error) = self.trail.cut().await {
+            tracing::warn!(%error, "the last acts are in no file yet; the next start writes them");
+        }
         drop(self.books);
         // Tasks that are just ending may still hold the data plane for a moment.
         let mut core = self.core;
@@ -167,6 +197,36 @@ impl Engine {
         }
         Err(CoreError::Other("requests still run after the listeners have stopped; ended without a checkpoint".into()))
     }
+}
+
+/// TLS of the HTTP listener, if it is to speak that.
+fn http_tls(config: &Config) -> Result<Option<http::Tls>, CoreError> {
+    if !config.http.speaks_tls() {
+        return Ok(None);
+    }
+    let files = match (&config.http.tls_cert, &config.http.tls_key) {
+        (Some(cert), Some(key)) => ca::Files { cert: cert.clone(), key: key.clone() },
+        _ => ca::development(&config.store.data.join("ca")).map_err(|e| CoreError::Other(e.to_string()))?,
+    };
+    let server = ca::server_config(&files).map_err(|e| CoreError::Other(format!("HTTP: {e}")))?;
+    Ok(Some(Arc::new(move || server.clone())))
+}
+
+/// Takes in what commands change in the users, until the engine stops.
+async fn follow(users: Arc<Users>, stop: CancellationToken) {
+    let following = async {
+        let mut failing = false;
+        loop {
+            tokio::time::sleep(FOLLOW).await;
+            // An attribute of a file, and mostly no more.
+            let read = users.read_on();
+            if let (Err(error), false) = (&read, failing) {
+                tracing::error!(%error, "changes of users do not reach the engine");
+            }
+            failing = read.is_err();
+        }
+    };
+    let _ = stop.run_until_cancelled(following).await;
 }
 
 /// Looks at the counters until the engine stops.

@@ -68,6 +68,10 @@ impl Args {
         config.mqtt.tls_cert = self.tls_cert.clone().or(config.mqtt.tls_cert);
         config.mqtt.tls_key = self.tls_key.clone().or(config.mqtt.tls_key);
         config.node.insecure |= self.insecure;
+        if !config.node.insecure && self.mqtt.is_none() && config.mqtt.plain == Config::default().mqtt.plain {
+            // The default is for first steps; without authentication there is no plain MQTT.
+            config.mqtt.plain = None;
+        }
         if !self.print_config {
             config.validate().map_err(usage)?;
         }
