@@ -227,7 +227,7 @@ def keys(data):
 def trail(engine, data, secrets):
     """What somebody changes in the trail is found, and where; the engine does not go on with it."""
     journal = pathlib.Path(data) / "access" / "audit.journal"
-    r = weir("audit", "--log", "--data", data)
+    r = weir("audit", "--trail", "--data", data)
     head = re.search("head  ([0-9a-f]{64})", r.stdout)
     check(head, r.stdout)
     lines = journal.read_text().splitlines()
@@ -236,12 +236,12 @@ def trail(engine, data, secrets):
     changed = whole.replace(b'"who":"u-operator"', b'"who":"u-operatox"', 1)
     check(changed != whole, "there is something to change")
     journal.write_bytes(changed)
-    r = weir("audit", "--log", "--data", data, ok=False)
+    r = weir("audit", "--trail", "--data", data, ok=False)
     check(r.returncode == 1 and re.search(r"audit\.journal:\d+: ", r.stderr), f"{r.returncode} {r.stderr}")
     r = subprocess.run(engine.command, capture_output=True, text=True, timeout=60)
     check(r.returncode == 1 and "audit.journal:" in r.stderr, f"a start on a broken trail: {r.returncode} {r.stderr}")
     journal.write_bytes(whole)
-    weir("audit", "--log", "--data", data)
+    weir("audit", "--trail", "--data", data)
 
 
 def search(secrets, places):
@@ -266,12 +266,21 @@ def main():
     config = "[durability]\ncut_every = \"2s\"\n[limits]\nfailed_logins = 20\n"
     engine = Engine(data, insecure=False, config=config, http_port=free_port())
     engine.start()
+    try:
+        scenes(folder, data, engine, secrets, args.kills)
+    finally:
+        if engine.alive():
+            engine.kill()
+
+
+def scenes(folder, data, engine, secrets, count):
+    """One after the other, on one engine."""
     commands(engine, secrets)
     print("commands find their token and say what is wrong")
     took = revocation(engine, secrets)
     print(f"what was taken away did not work any more after {took:.2f} s at most")
-    confirmed, rows = kills(engine, secrets, args.kills)
-    print(f"{args.kills} kills, {confirmed} confirmed changes, each one of {rows} acts")
+    confirmed, rows = kills(engine, secrets, count)
+    print(f"{count} kills, {confirmed} confirmed changes, each one of {rows} acts")
     more = limits(engine, secrets)
     print(f"200 wrong tokens became {more} acts")
     check(more <= 6, "a flood is a few acts")
@@ -284,11 +293,9 @@ def main():
     out, err = asking.communicate(timeout=120)
     PRINTED.append(("a query", (out + err).decode(errors="replace")))
     metrics = engine.http("/metrics")[1]
-    verdict = json.loads(weir("audit", "--log", "--format", "json", "--url", engine.url,
+    verdict = json.loads(weir("audit", "--trail", "--format", "json", "--url", engine.url,
                               env={"WEIR_TOKEN": secrets.tokens["admin"]}).stdout)  # fmt: skip
-    count = len(acts(engine))
-    check(count >= verdict["acts"] > 0, f"{verdict}")
-    engine.token = None
+    check(len(acts(engine)) >= verdict["acts"] > 0, f"{verdict}")
     check(engine.stop() == 0, "it ends")
     check(files(data, "_audit"), "acts are in files")
     n, distinct, last = duck(data, "_audit").execute('SELECT count(*), count(DISTINCT n), max(n) FROM "_audit"').fetchone()

@@ -5,6 +5,7 @@ is only ever stopped by its own pid.
 """
 
 import glob
+import http.client
 import json
 import os
 import pathlib
@@ -148,7 +149,7 @@ class Engine:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as e:
             return e.code, e.read()
-        except (urllib.error.URLError, OSError) as e:
+        except (urllib.error.URLError, OSError, http.client.HTTPException) as e:
             return 0, str(e).encode()
 
     def ready(self):

@@ -34,15 +34,15 @@ pub(super) struct Args {
     url: Option<String>,
     /// Instead of the ledger: whether the audit trail is what was written, act for act.
     #[arg(long, conflicts_with = "device")]
-    log: bool,
+    trail: bool,
     /// How to print the ledger.
     #[arg(long, value_enum, default_value = "text")]
     format: Output,
 }
 
 pub(super) async fn main(args: Args) -> Result<(), Exit> {
-    if args.log {
-        return tokio::task::spawn_blocking(move || log(&args)).await.map_err(Exit::failed)?;
+    if args.trail {
+        return tokio::task::spawn_blocking(move || trail(&args)).await.map_err(Exit::failed)?;
     }
     let device = match &args.device {
         Some(text) => Some(DeviceId::new(text).map_err(|e| Exit::Usage(format!("device {text:?}: {e}")))?),
@@ -64,7 +64,7 @@ pub(super) async fn main(args: Args) -> Result<(), Exit> {
 }
 
 /// Verifies the trail.
-fn log(args: &Args) -> Result<(), Exit> {
+fn trail(args: &Args) -> Result<(), Exit> {
     let verdict: Verdict = match &args.url {
         Some(url) => {
             check_url(url)?;
