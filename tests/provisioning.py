@@ -1,4 +1,4 @@
-"""Devices that come for the first time, with any client: part of `security.py`.
+"""Devices that come for the first time, with any client: part of `certificates.py`.
 
 From the claim certificate of a group to the first row; lost answers; who is not allowed; many devices from a file.
 """
@@ -24,10 +24,10 @@ class Newcomer:
     """A device that has nothing but its serial number, and the claim certificate of its group."""
 
     def __init__(self, place, folder, serial, group="line-1", client_id=None):
-        import security
+        import certificates
 
         self.place, self.folder, self.serial, self.group = place, folder, serial, group
-        self.client = security.Client(place, place.certs / group, client_id or f"{serial}-{os.urandom(3).hex()}")
+        self.client = certificates.Client(place, place.certs / group, client_id or f"{serial}-{os.urandom(3).hex()}")
         self.said = self.client.connect()
         check(str(self.said) == "Success", f"the claim of {group} is refused: {self.said}")
         self.client.wait(self.client.client.subscribe(f"provisioning/{group}/res", qos=1)[1])
@@ -70,7 +70,7 @@ def new_key(folder, name):
 
 def one_device(place, folder):
     """From the claim to the first row; fifty lost answers; the certificate that is given is the one that works."""
-    import security
+    import certificates
 
     began = time.monotonic()
     key = new_key(folder, "new-1")
@@ -82,9 +82,9 @@ def one_device(place, folder):
     check(all(a.get("chain") == answer["chain"] for a in again), "a repeated request has another certificate")
     device.close()
     (folder / "new-1.crt").write_text(answer["chain"])
-    client = security.Client(place, key, "new-1")
+    client = certificates.Client(place, key, "new-1")
     check(str(client.connect()) == "Success", f"the new certificate is refused: {client.code}")
-    mid = client.client.publish("devices/new-1/telemetry", security.record(1), qos=1).mid
+    mid = client.client.publish("devices/new-1/telemetry", certificates.record(1), qos=1).mid
     check(str((client.wait(mid) or [None])[0]) == "Success", "the first record is refused")
     client.close()
     issued = json.loads(place.weir("ca", "list", "new-1", "--format", "json").stdout)["certificates"]

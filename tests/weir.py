@@ -5,6 +5,7 @@ is only ever stopped by its own pid.
 """
 
 import glob
+import http.client
 import json
 import os
 import pathlib
@@ -47,16 +48,18 @@ class Engine:
     """One `weir run --insecure` on a data directory; may be started again and again."""
 
     def __init__(self, data, pipelines=None, mqtt_port=None, http_port=None, log=None, extra=(), program=None,
-                 config=None):  # fmt: skip
+                 config=None, insecure=True):  # fmt: skip
         self.data = str(data)
         self.mqtt_port = mqtt_port or free_port()
         self.http_port = http_port or free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
         self.program = program or binary()
-        self.command = [self.program, "run", "--insecure", "--data", self.data]
+        self.command = [self.program, "run", *(["--insecure"] if insecure else []), "--data", self.data]
         if pipelines:
             self.command += ["--pipelines", str(pipelines)]
-        self.command += ["--mqtt", f"127.0.0.1:{self.mqtt_port}", "--http", f"127.0.0.1:{self.http_port}", *extra]
+        if insecure:
+            self.command += ["--mqtt", f"127.0.0.1:{self.mqtt_port}"]
+        self.command += ["--http", f"127.0.0.1:{self.http_port}", *extra]
         self.log_path = str(log or pathlib.Path(self.data).with_suffix(".log"))
         self.config_path = pathlib.Path(self.data).with_suffix(".toml")
         if config is not None:
@@ -64,6 +67,8 @@ class Engine:
             self.command += ["--config", str(self.config_path)]
         self.process = None
         self.starts = 0
+        # Shown with each request of `http`, if the engine wants to know who asks.
+        self.token = None
 
     def configure(self, text):
         """Writes the configuration file; counts from the next start. Needs `config` at construction."""
@@ -135,13 +140,16 @@ class Engine:
     def http(self, path, body=None, headers=None, timeout=30, method=None):
         """Status and body of a request; a refused connection has the status 0."""
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data, headers=headers or {}, method=method)
+        headers = dict(headers or {})
+        if self.token and "Authorization" not in headers:
+            headers["Authorization"] = f"Bearer {self.token}"
+        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as e:
             return e.code, e.read()
-        except (urllib.error.URLError, OSError) as e:
+        except (urllib.error.URLError, OSError, http.client.HTTPException) as e:
             return 0, str(e).encode()
 
     def ready(self):

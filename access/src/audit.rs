@@ -13,7 +13,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
@@ -155,6 +155,8 @@ struct Shared {
     written: AtomicU64,
     /// Writes that failed.
     failures: AtomicU64,
+    /// Whether the last one did.
+    failing: AtomicBool,
 }
 
 /// The trail of a data directory, to be added to.
@@ -208,6 +210,11 @@ impl Audit {
             }
             AuditError::Full
         })
+    }
+
+    /// Whether the last write failed: nothing should be changed that cannot be told.
+    pub fn failing(&self) -> bool {
+        self.shared.failing.load(Ordering::Relaxed)
     }
 
     /// Where it stands.

@@ -3,6 +3,7 @@
 //! - `subject`: who a certificate is for. `leaf`: what of it matters.
 //! - `enrol`: who may have a first certificate.
 //! - `authority`: makes certificates. `registry`: remembers which, for whom, and what became of them.
+//! - `users`: people and programs with their roles, and their tokens.
 //! - `audit`: who did what, and who was refused.
 //! - `journal`: a file that facts are only ever added to, each chained to the one before. All durable state of this crate
 //!   but keys and certificates is such facts.
@@ -18,3 +19,4 @@ pub mod journal;
 pub mod leaf;
 pub mod registry;
 pub mod subject;
+pub mod users;

@@ -1,6 +1,7 @@
 //! The configuration of `weir run`: defaults, then the file, then `WEIR_*` variables, then flags.
 
 mod alerts;
+mod http;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use thiserror::Error;
 
 use crate::gateway;
 pub use alerts::{AlertsConfig, ChannelConfig, ChannelKind, Secret};
+pub use http::{HttpConfig, LimitsConfig};
 
 /// What is wrong with a configuration. Ends the program with status 2.
 #[derive(Debug, Error)]
@@ -139,20 +141,6 @@ impl Default for MqttConfig {
     }
 }
 
-/// `[http]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HttpConfig {
-    /// Listener of API and metrics.
-    pub listen: Option<SocketAddr>,
-}
-
-impl Default for HttpConfig {
-    fn default() -> Self {
-        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8080))) }
-    }
-}
-
 /// `[durability]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -274,41 +262,6 @@ impl ShadowConfig {
     }
 }
 
-/// `[limits]`: every bound, each with its reason in [`crate::limits`].
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LimitsConfig {
-    /// Bytes of messages between socket and log, over all connections.
-    #[serde(with = "bytes_text")]
-    pub in_flight: u64,
-    /// MQTT connections.
-    pub connections: usize,
-    /// Largest MQTT packet.
-    #[serde(with = "bytes_text")]
-    pub packet: u64,
-    /// Memory of all queries together.
-    #[serde(with = "bytes_text")]
-    pub query_memory: u64,
-    /// Rows that `/v1/query` returns at most.
-    pub query_rows: usize,
-    /// Longest time of one query.
-    #[serde(with = "duration")]
-    pub query_time: Duration,
-}
-
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self {
-            in_flight: crate::limits::IN_FLIGHT,
-            connections: crate::limits::CONNECTIONS,
-            packet: crate::limits::PACKET,
-            query_memory: crate::limits::QUERY_MEMORY,
-            query_rows: crate::limits::QUERY_ROWS,
-            query_time: crate::limits::QUERY_TIME,
-        }
-    }
-}
-
 impl Config {
     /// Reads a file; an unknown key is an error that names the nearest known one.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -339,9 +292,8 @@ impl Config {
             let message = "a certificate needs its key: set both mqtt.tls_cert and mqtt.tls_key, or neither".into();
             return Err(ConfigError::Value { key: "mqtt.tls_cert", message });
         }
-        let open = [("mqtt.plain", self.mqtt.plain), ("http.listen", self.http.listen)];
-        for (key, address) in open {
-            let Some(address) = address else { continue };
+        if let Some(address) = self.mqtt.plain {
+            let key = "mqtt.plain";
             if !self.node.insecure {
                 let message = format!(
                     "{address} would serve anybody. Devices with certificates connect to mqtt.tls; \
@@ -365,6 +317,7 @@ impl Config {
             let message = format!("{name:?} is neither a host name nor an address");
             return Err(ConfigError::Value { key: "mqtt.names", message });
         }
+        self.http.validate(self.node.insecure)?;
         if let Some(most) = self.mqtt.max_keep_alive
             && (most.subsec_nanos() != 0 || !(1..=u64::from(u16::MAX)).contains(&most.as_secs()))
         {
@@ -383,9 +336,7 @@ impl Config {
         self.tables.validate()?;
         self.shadow.rules()?;
         self.alerts.validate()?;
-        if self.limits.in_flight < 1 << 20 {
-            return Err(ConfigError::Value { key: "limits.in_flight", message: "must be at least 1 MiB".into() });
-        }
+        self.limits.validate()?;
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use access::audit::Audit;
+use access::users::Users;
 use alerts::Happening;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -14,14 +15,18 @@ use crate::config::Config;
 use crate::core::{Core, CoreError};
 use crate::gateway::{Gateway, GatewayConfig, Hub, Limits};
 use crate::housekeeping;
-use crate::http::{self, Api};
+use crate::http::{self, Api, Guard};
 use crate::ledger::{self, Books};
 use crate::notify::{self, Channels};
 use crate::project::Loaded;
 use crate::query::{self, Bounds};
 use crate::repair::Repairs;
+use crate::trail::Trail;
 use crate::trust::Trust;
 use crate::watch::{self, Deployments};
+
+/// How often the files of users are asked for changes: a revoked token must not work for longer than a second.
+const FOLLOW: Duration = Duration::from_millis(300);
 
 /// How long connections get to finish at a stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -31,9 +36,12 @@ pub struct Engine {
     core: Arc<Core>,
     gateway: Gateway,
     books: Arc<Books>,
+    audit: Arc<Audit>,
+    trail: Arc<Trail>,
     listeners: Vec<(&'static str, SocketAddr)>,
     http: Option<JoinHandle<std::io::Result<()>>>,
     notifying: JoinHandle<()>,
+    following: Option<JoinHandle<()>>,
     stop: CancellationToken,
 }
 
@@ -50,17 +58,17 @@ impl Engine {
         };
         let audit = Audit::open(&config.store.data).map_err(|e| CoreError::Other(e.to_string()))?;
         let audit = Arc::new(audit);
-        let trust = match config.mqtt.tls {
-            Some(address) => {
-                let trust =
-                    Trust::open(config, clock.clone(), audit.clone()).map_err(|e| CoreError::Other(e.to_string()))?;
-                let tls = trust.tls().map_err(|e| CoreError::Other(e.to_string()))?;
-                Some((address, tls, trust))
-            }
-            None => None,
+        let users = Users::open(&config.store.data).map_err(|e| CoreError::Other(e.to_string()))?;
+        let users = Arc::new(users);
+        let trust = match config.mqtt.tls.is_some() || config.http.speaks_tls() {
+            true => Some(Trust::open(config, clock.clone(), audit.clone(), users.clone())),
+            false => None,
         };
+        let trust = trust.transpose().map_err(|e| CoreError::Other(e.to_string()))?;
         let limits = Limits {
             connections: config.limits.connections,
+            connections_per_address: config.limits.connections_per_address,
+            messages_per_second: config.limits.messages_per_second,
             packet: config.limits.packet as usize,
             keep_alive: config.mqtt.max_keep_alive.and_then(|most| u16::try_from(most.as_secs()).ok()),
             no_subscribe: config.mqtt.no_subscribe.clone(),
@@ -69,9 +77,12 @@ impl Engine {
         let hub = Hub::new(limits);
         let channels = Channels::new(&config.alerts, &hub).map_err(|e| CoreError::Other(e.to_string()))?;
         let core = Arc::new(Core::open(config, loaded, clock.clone(), hub.clone()).await?);
-        let (tls, trust) = match trust {
-            Some((address, tls, trust)) => (Some((address, tls)), Some(trust)),
-            None => (None, None),
+        let other = |e: &dyn std::fmt::Display| CoreError::Other(e.to_string());
+        let trail = Trail::open(&config.store.data, core.tables.store().clone(), &core.tables).await;
+        let trail = Arc::new(trail.map_err(|e| other(&e))?);
+        let tls = match (config.mqtt.tls, &trust) {
+            (Some(address), Some(trust)) => Some((address, trust.devices().map_err(|e| other(&e))?)),
+            _ => None,
         };
         let listeners =
             GatewayConfig { plain: config.mqtt.plain, tls, guard: trust.as_ref().map(|trust| trust.guard.clone()) };
@@ -79,11 +90,12 @@ impl Engine {
         let gateway = Gateway::start(listeners, hub.clone(), core.node.clone(), clock.clone(), random)
             .map_err(|e| CoreError::Other(e.to_string()))?;
         let stop = CancellationToken::new();
-        if let (Some(trust), Some(settings)) = (trust, gateway.tls()) {
-            tokio::spawn(trust.follow(hub, settings.clone(), stop.clone()));
-        }
+        let following =
+            trust.clone().map(|trust| tokio::spawn(trust.follow(hub, gateway.tls().cloned(), stop.clone())));
         let books = Arc::new(Books::new(core.clone(), gateway.metrics()));
         tokio::spawn(compare(books.clone(), stop.clone()));
+        tokio::spawn(follow(users.clone(), stop.clone()));
+        tokio::spawn(trail.clone().keep(config.durability.cut_every, stop.clone()));
         let told = Arc::new(notify::Report::default());
         let settings = config.alerts.settings(&core.project());
         notify::warn_unreached(&core.project(), &settings);
@@ -93,7 +105,7 @@ impl Engine {
         let notifying = notify::run(core.desk.clone(), channels, told.clone(), clock.clone(), stop.clone());
         let notifying = tokio::spawn(notifying);
         let report = Arc::new(housekeeping::Report::default());
-        let keep = (core.clone(), config.tables.clone(), report.clone(), clock.clone(), stop.clone());
+        let keep = ((core.clone(), trail.clone()), config.tables.clone(), report.clone(), clock.clone(), stop.clone());
         tokio::spawn(housekeeping::keep(keep.0, keep.1, keep.2, keep.3, keep.4));
         let deployments = Arc::new(Deployments::default());
         if let (Some(dir), true) = (&config.pipelines.dir, config.pipelines.watch) {
@@ -110,7 +122,21 @@ impl Engine {
         let http = match http_listener {
             Some(listener) => {
                 let address = listener.local_addr().map_err(|e| CoreError::Other(e.to_string()))?;
-                listeners.push(("http", address));
+                let tls = match &trust {
+                    Some(trust) if config.http.speaks_tls() => {
+                        Some(trust.http().map_err(|e| other(&format!("HTTP: {e}")))?)
+                    }
+                    _ => None,
+                };
+                let certificates = trust.as_ref().map(|trust| trust.certificates());
+                listeners.push((if tls.is_some() { "https" } else { "http" }, address));
+                let guard = Guard::new(
+                    !config.node.insecure,
+                    (users, audit.clone()),
+                    certificates,
+                    &config.limits,
+                    (clock.clone(), stop.clone()),
+                );
                 let api = Api {
                     core: core.clone(),
                     runtime: query::runtime(config.limits.query_memory).map_err(|e| CoreError::Other(e.to_string()))?,
@@ -123,13 +149,15 @@ impl Engine {
                     channels: config.alerts.channels.clone(),
                     clock,
                     repairs: Arc::new(Repairs::new()?),
+                    trail: trail.clone(),
+                    guard: Arc::new(guard),
                     stop: stop.clone(),
                 };
-                Some(tokio::spawn(http::serve(listener, api, stop.clone())))
+                Some(tokio::spawn(http::serve(listener, api, tls, config.limits.http_connections, stop.clone())))
             }
             None => None,
         };
-        Ok(Self { core, gateway, books, listeners, http, notifying, stop })
+        Ok(Self { core, gateway, books, audit, trail, listeners, http, notifying, following, stop })
     }
 
     /// Name and address of each listener.
@@ -166,6 +194,14 @@ impl Engine {
             }
         }
         let _ = self.notifying.await;
+        if let Some(following) = self.following {
+            let _ = following.await;
+        }
+        // Ends its writer: what was noted is in the journal, then in files.
+        drop(self.audit);
+        if flush && let Err(error) = self.trail.cut().await {
+            tracing::warn!(%error, "the last acts are in no file yet; the next start writes them");
+        }
         drop(self.books);
         // Tasks that are just ending may still hold the data plane for a moment.
         let mut core = self.core;
@@ -178,6 +214,23 @@ impl Engine {
         }
         Err(CoreError::Other("requests still run after the listeners have stopped; ended without a checkpoint".into()))
     }
+}
+
+/// Takes in what commands change in the users, until the engine stops.
+async fn follow(users: Arc<Users>, stop: CancellationToken) {
+    let following = async {
+        let mut failing = false;
+        loop {
+            tokio::time::sleep(FOLLOW).await;
+            // An attribute of a file, and mostly no more.
+            let read = users.read_on();
+            if let (Err(error), false) = (&read, failing) {
+                tracing::error!(%error, "changes of users do not reach the engine");
+            }
+            failing = read.is_err();
+        }
+    };
+    let _ = stop.run_until_cancelled(following).await;
 }
 
 /// Looks at the counters until the engine stops.

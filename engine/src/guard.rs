@@ -14,6 +14,7 @@ use access::journal::JournalError;
 use access::leaf::Leaf;
 use access::registry::{Entry, Fact, Refusal, Registry, RegistryError};
 use access::subject::Subject;
+use access::users::Users;
 use bytes::Bytes;
 use device::id::DeviceId;
 use tokio::sync::Semaphore;
@@ -32,6 +33,9 @@ pub enum NoEntry {
     /// The registry says no.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// It names a user that there is not, or not any more.
+    #[error("there is no such user")]
+    NoUser,
     /// It names nobody who speaks MQTT.
     #[error("this certificate names no device, user or claim of this engine")]
     Nobody,
@@ -42,6 +46,7 @@ impl NoEntry {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.code(),
+            Self::NoUser => "no_such_user",
             Self::Nobody => "nobody",
         }
     }
@@ -54,6 +59,7 @@ impl NoEntry {
             Self::Refused(Refusal::Replaced) => "this certificate was replaced by a newer one",
             Self::Refused(Refusal::Lapsed) => "this certificate was not used in time; ask for another",
             Self::Refused(Refusal::Barred(_)) => "this device is barred",
+            Self::NoUser => "there is no such user",
             Self::Nobody => "this certificate names no device, user or claim of this engine",
         }
     }
@@ -65,6 +71,7 @@ pub struct Guard {
     tenant: String,
     clock: Clock,
     audit: Arc<Audit>,
+    users: Arc<Users>,
     revision: AtomicU64,
     provisioning: Provisioning,
     /// Requests of claims that are worked on at one time: each signs, and writes a file or two.
@@ -83,7 +90,7 @@ impl Guard {
         registry: Arc<Registry>,
         tenant: String,
         clock: Clock,
-        audit: Arc<Audit>,
+        (audit, users): (Arc<Audit>, Arc<Users>),
         provisioning: Provisioning,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -91,6 +98,7 @@ impl Guard {
             tenant,
             clock,
             audit,
+            users,
             revision: AtomicU64::new(0),
             provisioning,
             asking: Semaphore::new(4),
@@ -122,6 +130,15 @@ impl Guard {
         }
     }
 
+    /// The user that a certificate (DER) names which was shown to another listener and is verified.
+    pub(crate) fn user(&self, certificate: &[u8]) -> Result<String, NoEntry> {
+        let leaf = Leaf::read(certificate).map_err(|_| NoEntry::Nobody)?;
+        let subject = leaf.uris.iter().find_map(|uri| Subject::parse(uri, &self.tenant));
+        let Some(Subject::User(name)) = subject else { return Err(NoEntry::Nobody) };
+        self.registry.look(|state| state.standing(&leaf.serial, None, (self.clock)()))?;
+        Ok(name)
+    }
+
     fn standing(&self, serial: &str, subject: Subject) -> Result<Identity, NoEntry> {
         let now = (self.clock)();
         self.registry.look(|state| match subject {
@@ -136,9 +153,10 @@ impl Guard {
                 state.standing(serial, None, now)?;
                 Ok(Identity::claim(group, serial.to_owned()))
             }
-            Subject::User(_) => {
+            Subject::User(name) => {
                 state.standing(serial, None, now)?;
-                Err(NoEntry::Nobody)
+                let role = self.users.look(|users| users.role(&name)).ok_or(NoEntry::NoUser)?;
+                Ok(Identity::user(name, serial.to_owned(), role))
             }
         })
     }

@@ -22,7 +22,7 @@ use sql::Project;
 use storage::compaction::{self, Covering, MergeError};
 use storage::layout::{FileName, Partition};
 use storage::retention::{self, Census, Counts, File, Range, Seen};
-use storage::schema::DEAD_LETTERS;
+use storage::schema::{AUDIT, DEAD_LETTERS};
 use storage::table::{Moment, TableError, TableStore};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,7 @@ use crate::clock::Clock;
 use crate::config::TablesConfig;
 use crate::core::{self, Core, CoreError};
 use crate::holds::{Claim, Holds};
+use crate::trail::Trail;
 
 /// Files that one look hides, of one table: their names stand in one object, which is read with each listing.
 const MOST_HIDDEN: usize = 4096;
@@ -119,10 +120,12 @@ pub struct View {
     pub done: BTreeMap<ShardId, Barrier>,
     /// By stream, times whose records are in open windows.
     pub needed: BTreeMap<String, Vec<Range>>,
+    /// Files of [`AUDIT`] go by numbers of its own: the last that is in one.
+    pub acts: Barrier,
 }
 
 impl View {
-    fn of(core: &Core, config: &TablesConfig) -> Self {
+    fn of(core: &Core, trail: &Trail, config: &TablesConfig) -> Self {
         let mut needed: BTreeMap<String, Vec<Range>> = BTreeMap::new();
         let mut done = BTreeMap::new();
         for (shard, status) in (0..).zip(&core.statuses) {
@@ -131,7 +134,7 @@ impl View {
                 needed.entry(table.clone()).or_default().extend(ranges);
             }
         }
-        Self { policies: policies(&core.project(), config), done, needed }
+        Self { policies: policies(&core.project(), config), done, needed, acts: trail.written() }
     }
 }
 
@@ -147,12 +150,18 @@ enum HouseError {
 }
 
 /// Looks after tables until the engine stops.
-pub async fn keep(core: Arc<Core>, config: TablesConfig, report: Arc<Report>, clock: Clock, stop: CancellationToken) {
+pub async fn keep(
+    (core, trail): (Arc<Core>, Arc<Trail>),
+    config: TablesConfig,
+    report: Arc<Report>,
+    clock: Clock,
+    stop: CancellationToken,
+) {
     let every = config.retention_every;
     let looking = async {
         let mut house = House::new(core.tables.clone(), core.holds.clone(), config.grace, report);
         loop {
-            let view = View::of(&core, &config);
+            let view = View::of(&core, &trail, &config);
             house.look(&view, clock(), Instant::now()).await;
             tokio::time::sleep(every).await;
         }
@@ -218,6 +227,13 @@ impl House {
         (now, at): (Timestamp, Instant),
         merges: &mut usize,
     ) -> Result<(), HouseError> {
+        let acts;
+        let view = if table == AUDIT {
+            acts = View { done: BTreeMap::from([(ShardId(0), view.acts)]), ..view.clone() };
+            &acts
+        } else {
+            view
+        };
         self.sweep(table, at).await?;
         let policy = view.policies.get(table).copied().unwrap_or_default();
         if policy == Policy::default() && !self.first {

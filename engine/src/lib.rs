@@ -8,7 +8,8 @@
 //! - [`engine`]: the data plane with listeners in front of it.
 //! - [`gateway`]: MQTT. [`bus`]: live messages, the only file that knows rumqttd.
 //! - [`ledger`]: counters that add up.
-//! - [`http`]: the API. [`query`], [`audit`]: what it and the command line answer with.
+//! - [`trail`]: the table of who did what.
+//! - [`http`]: the API, and who may ask for what of it. [`query`], [`audit`]: what it and the command line answer with.
 //! - [`housekeeping`]: retention and compaction. [`holds`]: who needs which times of which tables.
 //! - [`repair`]: partitions of pipelines computed once more, and rows as they come.
 //! - [`notify`]: messages about incidents on their way to receivers.
@@ -48,5 +49,6 @@ pub mod schemas;
 pub mod simulate;
 pub mod testing;
 pub mod torture;
+pub mod trail;
 mod trust;
 pub mod watch;

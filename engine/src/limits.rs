@@ -12,6 +12,31 @@ pub const CONNECTIONS: usize = 10_000;
 /// Largest MQTT packet. A frame has at most 64 KiB; plain arrays may be larger, up to 1 MiB with their topic.
 pub const PACKET: u64 = (1 << 20) + 4096;
 
+/// HTTP connections: people, dashboards and programs, not devices.
+pub const HTTP_CONNECTIONS: usize = 1024;
+
+/// Largest body of an HTTP request: the longest SQL text, or a group of tens of thousands of devices.
+pub const BODY: u64 = 1 << 20;
+
+/// MQTT connections of one address: many devices may stand behind one, but one must not take all places.
+pub const CONNECTIONS_PER_ADDRESS: usize = 20_000;
+
+/// Messages a second of one device: more than any sends one by one; who has more to say sends frames.
+pub const MESSAGES_PER_SECOND: u32 = 2000;
+
+/// HTTP requests a second of one user: ten dashboards that ask ten times a second.
+pub const REQUESTS_PER_USER: u32 = 100;
+
+/// HTTP requests a second of one address, behind which there may be several users.
+pub const REQUESTS_PER_ADDRESS: u32 = 500;
+
+/// HTTP requests a minute of one address whose tokens are not accepted. A secret has 256 bits; this bounds what the
+/// attempts cost.
+pub const FAILED_LOGINS: u32 = 20;
+
+/// Queries of one user at a time: each has a thread and its share of the memory.
+pub const QUERIES: usize = 8;
+
 /// Memory of all queries together.
 pub const QUERY_MEMORY: u64 = 1 << 30;
 

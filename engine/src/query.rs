@@ -9,7 +9,7 @@ use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use datafusion::common::DataFusionError;
 use datafusion::execution::context::SQLOptions;
-use datafusion::execution::memory_pool::GreedyMemoryPool;
+use datafusion::execution::memory_pool::{GreedyMemoryPool, MemoryConsumer};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use device::id::ShardId;
@@ -17,11 +17,13 @@ use device::schema::Catalog;
 use futures::StreamExt;
 use pipelines::runner::Status;
 use sql::Project;
+use storage::schema::AUDIT;
 use storage::table::{LiveShard, LiveTable, TableError, TableStore};
 use thiserror::Error;
 
 use crate::core::Core;
 use crate::fleet::{self, Fleet};
+use crate::trail::Trail;
 
 /// Why a query has no result.
 #[derive(Debug, Error)]
@@ -30,11 +32,14 @@ pub enum QueryError {
     #[error("{0}")]
     Query(String),
     /// More rows than may be returned.
-    #[error("the result has more than {0} rows; add LIMIT or WHERE, or read the Parquet files")]
+    #[error("the result has more than {0} rows (limits.query_rows); add LIMIT or WHERE, or read the Parquet files")]
     TooManyRows(usize),
     /// It took too long.
-    #[error("the query took longer than {0:?}; narrow it by device or time")]
+    #[error("the query took longer than {0:?} (limits.query_time); narrow it by device or time")]
     TooLong(std::time::Duration),
+    /// It needs more memory than there is for queries.
+    #[error("there is not enough memory for the query now (limits.query_memory, for all queries together): {0}")]
+    TooMuch(String),
     /// A file was removed while it was read, by another process; to ask again is to read what took its place.
     #[error("{0}; ask again")]
     Gone(String),
@@ -46,7 +51,11 @@ pub enum QueryError {
 impl From<DataFusionError> for QueryError {
     fn from(error: DataFusionError) -> Self {
         let gone = storage::table::is_gone(&error);
+        let much = matches!(error.find_root(), DataFusionError::ResourcesExhausted(_));
         let text = error.strip_backtrace();
+        if much {
+            return Self::TooMuch(text);
+        }
         if gone { Self::Gone(text) } else { Self::Query(text) }
     }
 }
@@ -150,6 +159,10 @@ async fn of_project(context: &SessionContext, project: &Project) -> Result<(), Q
     Ok(())
 }
 
+/// Functions that make values as long as a number says, in one step, past every count of memory: not in an engine that others
+/// need, too. (The table functions `generate_series` and `range` give their rows one batch after the other.)
+const GREEDY: [&str; 7] = ["repeat", "lpad", "rpad", "array_repeat", "array_resize", "generate_series", "range"];
+
 /// All tables of a running engine: files and the rows that are newer than the last of them.
 pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<SessionContext, QueryError> {
     let context = over_live(&core.tables, &core.project(), &core.catalog(), &core.statuses, runtime).await?;
@@ -159,7 +172,30 @@ pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<Sessio
             context.register_table(kind.name(), Arc::new(Fleet::new(kind, core.node.clone(), core.groups.clone())))?;
         }
     }
+    // Who did what is for those who answer for it: see `with_trail`.
+    without_trail(&context)?;
+    for function in GREEDY {
+        context.deregister_udf(function);
+    }
     Ok(context)
+}
+
+/// Adds the table of acts.
+pub async fn with_trail(context: &SessionContext, tables: &TableStore, trail: &Trail) -> Result<(), QueryError> {
+    without_trail(context)?;
+    // Before the rows: what a merge has replaced since then must still be there to be listed.
+    let _reading = tables.reading();
+    let live = trail.live().map_err(|error| QueryError::Query(error.to_string()))?;
+    if let Some(table) = tables.provider(AUDIT, Some(live)).await? {
+        context.register_table(AUDIT, table)?;
+    }
+    Ok(())
+}
+
+/// Takes the table of acts away.
+fn without_trail(context: &SessionContext) -> Result<(), QueryError> {
+    context.deregister_table(AUDIT)?;
+    Ok(())
 }
 
 /// All tables of a project: files, and the rows of its shards that are newer than the last of them; reference tables
@@ -206,9 +242,23 @@ pub(crate) async fn over_live(
 /// [`sql::too_long`] lets pass needs far more than the two megabytes that threads have by default.
 pub const STACK: usize = 64 << 20;
 
+/// How long after its time a query may still end by itself.
+const OVERTIME: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Runs one read-only statement, on a thread of its own: planning may take long without ever waiting, and it
 /// needs a large stack.
 pub async fn run(context: &SessionContext, sql: &str, bounds: Bounds) -> Result<Table, QueryError> {
+    run_holding(context, sql, bounds, ()).await
+}
+
+/// The same; `hold` is dropped when the work has really ended. A join without equality may compute for long without
+/// looking at its time: then the answer is there before the thread has ended.
+pub async fn run_holding(
+    context: &SessionContext,
+    sql: &str,
+    bounds: Bounds,
+    hold: impl Send + 'static,
+) -> Result<Table, QueryError> {
     if let Some(text) = sql::too_long(sql) {
         return Err(QueryError::Query(text));
     }
@@ -217,11 +267,15 @@ pub async fn run(context: &SessionContext, sql: &str, bounds: Bounds) -> Result<
     std::thread::Builder::new()
         .name("query".to_owned())
         .stack_size(STACK)
-        .spawn(move || drop(sender.send(runtime.block_on(run_here(&context, &sql, bounds)))))
+        .spawn(move || {
+            drop(sender.send(runtime.block_on(run_here(&context, &sql, bounds))));
+            drop(hold);
+        })
         .map_err(|e| QueryError::Query(format!("no thread for the query: {e}; try again later")))?;
-    match receiver.await {
-        Ok(result) => result,
-        Err(_) => Err(QueryError::Query("the query failed inside the query engine; rewrite it".to_owned())),
+    match tokio::time::timeout(bounds.time.saturating_add(OVERTIME), receiver).await {
+        Ok(Ok(result)) => result,
+        Err(_) => Err(QueryError::TooLong(bounds.time)),
+        Ok(Err(_)) => Err(QueryError::Query("the query failed inside the query engine; rewrite it".to_owned())),
     }
 }
 
@@ -233,9 +287,13 @@ async fn run_here(context: &SessionContext, sql: &str, bounds: Bounds) -> Result
         let mut stream = frame.execute_stream().await?;
         let mut batches = Vec::new();
         let mut rows = 0;
+        let held = MemoryConsumer::new("the result").register(&context.runtime_env().memory_pool);
         while let Some(batch) = stream.next().await {
             let batch = batch?;
             rows += batch.num_rows();
+            if bounds.rows != usize::MAX {
+                held.try_grow(batch.get_array_memory_size())?;
+            }
             if rows > bounds.rows {
                 return Err(QueryError::TooManyRows(bounds.rows));
             }

@@ -46,8 +46,11 @@ pub const CONNECTIONS: &str = "_connections";
 /// The table of what happened to the clocks of devices, and what has to be added to them.
 pub const CLOCK: &str = "_clock";
 
+/// The table of who did what, and who was refused.
+pub const AUDIT: &str = "_audit";
+
 /// Every table of the engine's own.
-pub const SYSTEM: [&str; 8] = [DEAD_LETTERS, LOSSES, LATE, ALERTS, SHADOW_HISTORY, COMMANDS, CONNECTIONS, CLOCK];
+pub const SYSTEM: [&str; 9] = [DEAD_LETTERS, LOSSES, LATE, ALERTS, SHADOW_HISTORY, COMMANDS, CONNECTIONS, CLOCK, AUDIT];
 
 /// Whether a table is one of the engine's own; no stream may be named like one.
 pub fn is_system(table: &str) -> bool {
@@ -228,5 +231,23 @@ pub fn clock_schema() -> SchemaRef {
         Field::new("offset_ns", DataType::Int64, false),
         Field::new("err_ns", DataType::Int64, false),
         Field::new("rate_ppb", DataType::Int64, true),
+    ]))
+}
+
+/// Columns of [`AUDIT`]: one row per line of the trail. `n` is the number of the line, `hash` that of the chain up to it;
+/// `detail` is JSON, `origin` the address of the other side or `command line`.
+pub fn audit_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("n", DataType::UInt64, false),
+        Field::new("ts", timestamp(), false),
+        Field::new("who", DataType::Utf8, false),
+        Field::new("role", DataType::Utf8, true),
+        Field::new("action", DataType::Utf8, false),
+        Field::new("subject", DataType::Utf8, true),
+        Field::new("outcome", DataType::Utf8, false),
+        Field::new("reason", DataType::Utf8, true),
+        Field::new("detail", DataType::Utf8, true),
+        Field::new("origin", DataType::Utf8, true),
+        Field::new("hash", DataType::Utf8, false),
     ]))
 }

@@ -30,14 +30,12 @@ pub(super) struct Writer {
     last: (Timestamp, Instant),
     /// What a failed write has left.
     left: Vec<(Timestamp, Act)>,
-    /// Whether the last write failed: logged once.
-    failing: bool,
 }
 
 impl Writer {
     pub(super) fn new(file: Journal<Act>, receiver: Receiver<Job>, shared: Arc<Shared>) -> Self {
         let last = (Timestamp::default(), Instant::now());
-        Self { file, receiver, shared, collapse: Collapse::default(), last, left: Vec::new(), failing: false }
+        Self { file, receiver, shared, collapse: Collapse::default(), last, left: Vec::new() }
     }
 
     pub(super) fn run(mut self) {
@@ -82,7 +80,7 @@ impl Writer {
             Ok(()) => {}
             Err(error) => {
                 self.shared.failures.fetch_add(1, Ordering::Relaxed);
-                if !self.failing {
+                if !self.shared.failing.load(Ordering::Relaxed) {
                     tracing::error!(%error, "the audit trail cannot be written; changes are not confirmed until it can");
                 }
                 // They are facts all the same. Beyond this only their number is kept.
@@ -93,7 +91,7 @@ impl Writer {
                 self.left = acts;
             }
         }
-        self.failing = written.is_err();
+        self.shared.failing.store(written.is_err(), Ordering::Relaxed);
         for told in waiting {
             let _ = told.send(written.clone());
         }

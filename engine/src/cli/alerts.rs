@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::http::AlertItem;
 
-use super::remote::{DEFAULT_URL, check_url, request};
+use super::remote::{DEFAULT_URL, Of, check_url, request};
 use super::{Exit, Output, print};
 
 /// Arguments of `weir alerts`.
@@ -91,17 +91,6 @@ enum Command {
         #[command(flatten)]
         of: Of,
     },
-}
-
-/// Of which engine, and how.
-#[derive(Debug, clap::Args)]
-struct Of {
-    /// A running engine.
-    #[arg(long, default_value = DEFAULT_URL)]
-    url: String,
-    /// How to print it.
-    #[arg(long, value_enum, default_value = "text")]
-    format: Output,
 }
 
 #[derive(Deserialize)]

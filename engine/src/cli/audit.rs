@@ -10,6 +10,8 @@ use crate::config::Config;
 use crate::core::{Core, Silent};
 use crate::{clock, project, query};
 
+use access::audit::Verdict;
+
 use super::remote::{check_url, request};
 use super::{Exit, Output, print};
 
@@ -30,12 +32,18 @@ pub(super) struct Args {
     /// A running engine.
     #[arg(long)]
     url: Option<String>,
+    /// Instead of the ledger: whether the audit trail is what was written, act for act.
+    #[arg(long, conflicts_with = "device")]
+    trail: bool,
     /// How to print the ledger.
     #[arg(long, value_enum, default_value = "text")]
     format: Output,
 }
 
 pub(super) async fn main(args: Args) -> Result<(), Exit> {
+    if args.trail {
+        return tokio::task::spawn_blocking(move || trail(&args)).await.map_err(Exit::failed)?;
+    }
     let device = match &args.device {
         Some(text) => Some(DeviceId::new(text).map_err(|e| Exit::Usage(format!("device {text:?}: {e}")))?),
         None => None,
@@ -53,6 +61,44 @@ pub(super) async fn main(args: Args) -> Result<(), Exit> {
         Output::Text => print(&audit::render(&audits))?,
     }
     if audits.iter().all(|audit| audit.ok) { Ok(()) } else { Err(Exit::Silent) }
+}
+
+/// Verifies the trail.
+fn trail(args: &Args) -> Result<(), Exit> {
+    let verdict: Verdict = match &args.url {
+        Some(url) => {
+            check_url(url)?;
+            let body = request("GET", url, "/v1/trail", "application/json", None)?;
+            serde_json::from_slice(&body).map_err(Exit::failed)?
+        }
+        None => {
+            let data = args.data.clone().unwrap_or_else(|| crate::config::StoreConfig::default().data);
+            let path = access::audit::journal(&data);
+            if !path.is_file() {
+                let text =
+                    format!("there is no audit trail at {}; name the data directory with --data", path.display());
+                return Err(Exit::Usage(text));
+            }
+            access::audit::verify(&path).map_err(Exit::failed)?
+        }
+    };
+    if args.format == Output::Json {
+        return print(&format!("{}\n", serde_json::to_string(&verdict).map_err(Exit::failed)?));
+    }
+    let time = |at: Option<i64>| {
+        let since = |at: i64| std::time::Duration::from_nanos(u64::try_from(at).unwrap_or(0));
+        at.map_or_else(
+            || "-".to_owned(),
+            |at| humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + since(at)).to_string(),
+        )
+    };
+    print(&format!(
+        "{} acts, all as they were written\nfirst {}\nlast  {}\nhead  {}\n",
+        verdict.acts,
+        time(verdict.first),
+        time(verdict.last),
+        verdict.head
+    ))
 }
 
 fn remote(url: &str, device: Option<&DeviceId>) -> Result<Vec<DeviceAudit>, Exit> {

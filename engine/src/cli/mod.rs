@@ -23,7 +23,9 @@ mod shell;
 mod simulate;
 mod tap;
 mod test;
+mod tokens;
 mod torture;
+mod users;
 
 use std::process::ExitCode;
 
@@ -45,6 +47,12 @@ struct Cli {
         default_value = "warn,weir=info,engine=info,actors=info,pipelines=info,storage=info,edge=warn"
     )]
     log: String,
+    /// A file whose first line is the token to show to an engine (`--url`); without it $WEIR_TOKEN counts.
+    #[arg(long, global = true, env = "WEIR_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<std::path::PathBuf>,
+    /// Certificates of those to trust for https:// (PEM); without it those that Mozilla trusts.
+    #[arg(long, global = true, env = "WEIR_CA", value_name = "FILE")]
+    ca: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -81,6 +89,10 @@ enum Command {
     Flush(flush::Args),
     /// The ledger: what became of every sequence number. Fails if any is missing or double.
     Audit(audit::Args),
+    /// People and programs that may use the HTTP API, and what they may do: add, list, role, remove.
+    Users(users::Args),
+    /// Their tokens: create, list, revoke.
+    Tokens(tokens::Args),
     /// A fleet of simulated devices against a running engine.
     Simulate(simulate::Args),
     /// Engine and agents as processes under kill, stop, full disk and a lying network; then a verdict.
@@ -123,7 +135,14 @@ pub fn main() -> ExitCode {
         .with_ansi(colours)
         .with_target(false)
         .init();
-    let result = match cli.command {
+    if let Err(exit) = remote::identify(cli.token_file, cli.ca) {
+        return end(Err(exit));
+    }
+    end(run(cli.command))
+}
+
+fn run(command: Command) -> Result<(), Exit> {
+    match command {
         Command::Demo(args) => runtime(demo::main(args)),
         Command::Run(args) => runtime(run::main(args)),
         Command::Check(args) => check::main(&args),
@@ -142,7 +161,12 @@ pub fn main() -> ExitCode {
         Command::Audit(args) => runtime(audit::main(args)),
         Command::Simulate(args) => runtime(simulate::main(args)),
         Command::Torture(args) => runtime(torture::main(args)),
-    };
+        Command::Users(args) => users::main(&args),
+        Command::Tokens(args) => tokens::main(&args),
+    }
+}
+
+fn end(result: Result<(), Exit>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Exit::Silent) => ExitCode::from(1),

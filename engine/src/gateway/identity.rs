@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use access::subject::Subject;
+use access::users::Role;
 use device::id::DeviceId;
 
 /// The speaker on one connection.
@@ -18,6 +19,9 @@ pub struct Identity {
 
 /// First levels of topics that only the server publishes on.
 const OWN: [&str; 3] = ["$SYS", "$engine", "$share"];
+
+/// First levels of topics that users do not publish on.
+const CLOSED: [&str; 3] = ["devices", "groups", "provisioning"];
 
 /// What a device says, behind `devices/{id}/`.
 const SAID: [&str; 8] =
@@ -32,6 +36,8 @@ enum Kind {
     Anonymous,
     /// A device with a certificate.
     Device(Arc<Card>),
+    /// A person or a program that is no device.
+    User(Arc<User>),
     /// A device that has only its group's certificate, and may ask for one of its own.
     Claim(Arc<Claim>),
 }
@@ -42,6 +48,14 @@ struct Claim {
     group: String,
     subject: Subject,
     serial: String,
+}
+
+/// What a user's certificate says, and the role that the user has.
+#[derive(Debug, PartialEq, Eq)]
+struct User {
+    subject: Subject,
+    serial: String,
+    role: Role,
 }
 
 impl Claim {
@@ -84,6 +98,11 @@ impl Identity {
         Self { kind: Kind::Claim(Arc::new(Claim { subject: Subject::Claim(group.clone()), group, serial })) }
     }
 
+    /// A user who showed the certificate with this number.
+    pub fn user(name: String, serial: String, role: Role) -> Self {
+        Self { kind: Kind::User(Arc::new(User { subject: Subject::User(name), serial, role })) }
+    }
+
     /// The group whose claim it has, if it is nobody else yet.
     pub fn claims(&self) -> Option<&str> {
         match &self.kind {
@@ -96,6 +115,7 @@ impl Identity {
     pub fn session<'c>(&self, client_id: &'c str) -> std::borrow::Cow<'c, str> {
         match &self.kind {
             Kind::Claim(claim) => format!("claim/{}/{client_id}", claim.group).into(),
+            Kind::User(user) => format!("user/{}/{client_id}", user.subject.name()).into(),
             _ => client_id.into(),
         }
     }
@@ -106,6 +126,7 @@ impl Identity {
             Kind::Anonymous => None,
             Kind::Device(card) => Some((&card.serial, &card.subject)),
             Kind::Claim(claim) => Some((&claim.serial, &claim.subject)),
+            Kind::User(user) => Some((&user.serial, &user.subject)),
         }
     }
 
@@ -114,6 +135,7 @@ impl Identity {
         match &self.kind {
             Kind::Anonymous => "",
             Kind::Claim(_) => "claim",
+            Kind::User(user) => user.role.as_str(),
             Kind::Device(card) if card.children.is_empty() => "device",
             Kind::Device(_) => "gateway",
         }
@@ -122,7 +144,7 @@ impl Identity {
     /// For how many devices it speaks.
     pub fn speaks_for(&self) -> u64 {
         match &self.kind {
-            Kind::Anonymous | Kind::Claim(_) => 1,
+            Kind::Anonymous | Kind::Claim(_) | Kind::User(_) => 1,
             Kind::Device(card) => 1 + card.children.len() as u64,
         }
     }
@@ -130,7 +152,7 @@ impl Identity {
     /// The only client identifier it may have.
     pub fn client_id(&self) -> Option<&str> {
         match &self.kind {
-            Kind::Anonymous | Kind::Claim(_) => None,
+            Kind::Anonymous | Kind::Claim(_) | Kind::User(_) => None,
             Kind::Device(card) => Some(card.id.as_str()),
         }
     }
@@ -145,6 +167,11 @@ impl Identity {
         match &self.kind {
             Kind::Anonymous => !OWN.contains(&topic.split('/').next().unwrap_or_default()),
             Kind::Claim(claim) => claim.is(topic, "req"),
+            // What devices say only they say, and what they are told goes through the API, which asks for the role and notes it.
+            Kind::User(user) => {
+                let first = topic.split('/').next().unwrap_or_default();
+                user.role >= Role::Operator && !OWN.contains(&first) && !CLOSED.contains(&first)
+            }
             Kind::Device(card) => {
                 card.own(topic).is_some_and(|rest| SAID.contains(&rest) || is_shadow(rest, "reported"))
             }
@@ -156,6 +183,7 @@ impl Identity {
         match &self.kind {
             Kind::Anonymous => true,
             Kind::Claim(_) => false,
+            Kind::User(_) => self.may_publish(topic),
             Kind::Device(card) => card.own(topic) == Some("status"),
         }
     }
@@ -165,6 +193,7 @@ impl Identity {
         match &self.kind {
             Kind::Anonymous => true,
             Kind::Claim(claim) => claim.is(filter, "res"),
+            Kind::User(user) => user.role >= Role::Admin || !filter.split('/').any(|level| level == "$engine"),
             Kind::Device(card) => card.own(filter).is_some_and(|rest| {
                 let whole = rest == "#" || rest.strip_suffix("/#").is_some_and(|above| !above.contains('+'));
                 whole || TOLD.contains(&rest) || is_shadow(rest, "delta")
@@ -179,6 +208,7 @@ impl std::fmt::Display for Identity {
             Kind::Anonymous => f.write_str("anonymous"),
             Kind::Device(card) => card.subject.fmt(f),
             Kind::Claim(claim) => claim.subject.fmt(f),
+            Kind::User(user) => user.subject.fmt(f),
         }
     }
 }
@@ -267,6 +297,29 @@ mod tests {
         ] {
             assert!(!device.may_subscribe(filter), "{filter}");
         }
+    }
+
+    #[test]
+    fn a_user_hears_everything_and_says_what_the_role_allows() {
+        let user = |role| Identity::user("u".into(), "1".into(), role);
+        for role in [Role::Viewer, Role::Analyst, Role::Engineer] {
+            assert!(user(role).may_subscribe("devices/+/telemetry") && !user(role).may_publish("plant/x"));
+            assert!(!user(role).may_subscribe("$engine/#"));
+        }
+        for role in [Role::Operator, Role::Admin] {
+            assert!(user(role).may_publish("plant/x"));
+            for topic in [
+                "devices/a/telemetry",
+                "devices/a/commands",
+                "groups/g/commands",
+                "provisioning/g/req",
+                "$engine/x",
+                "$SYS/x",
+            ] {
+                assert!(!user(role).may_publish(topic), "{topic}");
+            }
+        }
+        assert_eq!(user(Role::Viewer).session("pump-7"), "user/u/pump-7", "no device's session");
     }
 
     #[test]

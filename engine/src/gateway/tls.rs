@@ -27,8 +27,13 @@ impl TlsSettings {
         *self.config.write() = without_resumption(config);
     }
 
+    /// The configuration of handshakes that begin now.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.config.read().clone()
+    }
+
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(self.config.read().clone())
+        TlsAcceptor::from(self.config())
     }
 }
 

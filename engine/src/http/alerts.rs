@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alerts::{Facts, Labels};
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use device::alert::{IncidentId, State as Stand, Transition};
 use device::id::DeviceId;
 use pipelines::alerts::AlertKey;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
-use super::{Api, MAX_PAGE, Paged, time_text};
+use super::{Api, MAX_PAGE, Paged, Who, time_text};
 
 /// How long an acknowledgement lasts unless the request says otherwise.
 const ACK: Duration = Duration::from_secs(4 * 3600);
@@ -177,6 +177,7 @@ struct Request {
 
 pub(super) async fn acknowledge(
     State(api): State<Api>,
+    Extension(who): Extension<Who>,
     Path(id): Path<String>,
     body: String,
 ) -> Result<Json<AlertItem>, Problem> {
@@ -186,7 +187,7 @@ pub(super) async fn acknowledge(
         body => serde_json::from_str(body)
             .map_err(|error| bad(format!("the body must be {{\"by\": \"..\", \"for\": \"4h\"}}: {error}")))?,
     };
-    let by = request.by.unwrap_or_else(|| "operator".to_owned());
+    let by = who.by(request.by);
     if by.trim().is_empty() || by.len() > MAX_NAME {
         return Err(bad(format!("`by` is a name of up to {MAX_NAME} bytes")));
     }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use device::command::{Answer, Command, Order, draw_id};
 use device::id::DeviceId;
 use device::machine::Device;
@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::problem::Problem;
-use super::{Api, device_id, time_text};
+use super::{Api, Who, device_id, time_text};
 
 /// How long a device has for a command unless the request says otherwise.
 const DEADLINE: Duration = Duration::from_secs(3600);
@@ -81,13 +81,14 @@ pub(super) fn duration(name: &str, text: &str) -> Result<Duration, Problem> {
 }
 
 /// Reads the body of a request.
-pub(super) fn read(body: &str) -> Result<Request, Problem> {
-    serde_json::from_str(body).map_err(|error| {
+pub(super) fn read(body: &str, who: &Who) -> Result<Request, Problem> {
+    let request: Request = serde_json::from_str(body).map_err(|error| {
         let text = format!(
             "the body must be {{\"name\": \"..\", \"args\": .., \"cmd_id\"?, \"deadline\"? or \"ttl\"?}}: {error}"
         );
         Problem::new(StatusCode::BAD_REQUEST, text)
-    })
+    })?;
+    Ok(Request { by: Some(who.by(request.by)), ..request })
 }
 
 impl Request {
@@ -119,13 +120,14 @@ impl Request {
 
 pub(super) async fn send(
     State(api): State<Api>,
+    Extension(who): Extension<Who>,
     Path(id): Path<String>,
     Query(wait): Query<Wait>,
     body: String,
 ) -> Result<Response, Problem> {
     let bad = |text: String| Problem::new(StatusCode::BAD_REQUEST, text);
     let device = device_id(&id)?;
-    let request = read(&body)?;
+    let request = read(&body, &who)?;
     let patience = wait.timeout.as_deref().map(|text| duration("timeout", text)).transpose()?.unwrap_or_default();
     if patience > LONGEST_WAIT {
         return Err(bad(format!("`timeout` is at most {}", humantime::format_duration(LONGEST_WAIT))));

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use arrow::array::AsArray;
 use arrow::datatypes::DataType;
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use device::command::{self, Order, draw_id};
 use device::id::DeviceId;
 use device::shadow::{Answer, Ask, DEFAULT};
@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
-use super::{Api, commands, device_id};
+use super::{Api, Who, commands, device_id};
 use crate::groups::{GroupError, Members};
 use crate::query;
 
@@ -150,6 +150,7 @@ impl Tally {
 /// A merge patch of what is desired of each.
 pub(super) async fn push(
     State(api): State<Api>,
+    Extension(who): Extension<Who>,
     Path(group): Path<String>,
     Query(push): Query<Push>,
     body: String,
@@ -166,7 +167,7 @@ pub(super) async fn push(
     let ask = Ask {
         shadow: shadow.into(),
         patch: Some(patch),
-        by: push.by.as_deref().unwrap_or("operator").into(),
+        by: who.by(push.by.clone()).into(),
         request: push.request_id.as_deref().map(Into::into),
         if_dv: None,
         ttl,
@@ -227,10 +228,11 @@ pub(super) async fn progress(
 /// A command to each, under one id.
 pub(super) async fn command(
     State(api): State<Api>,
+    Extension(who): Extension<Who>,
     Path(group): Path<String>,
     body: String,
 ) -> Result<Response, Problem> {
-    let request = commands::read(&body)?;
+    let request = commands::read(&body, &who)?;
     let members = members(&api, &group).await?;
     let Some(first) = members.first() else {
         return Ok(Tally::default().answer(json!({ "group": group }), 0));

@@ -54,6 +54,10 @@ pub(super) async fn render(State(api): State<Api>) -> impl IntoResponse {
         counter(&mut text, "weir_alert_attempts_failed_total", &format!("channel=\"{channel}\""), report.failed);
     }
     counter(&mut text, "weir_alert_unreached_total", "", api.told.unreached_count());
+    let (acts, dropped, failures) = api.guard.audit().counters();
+    counter(&mut text, "weir_audit_acts_total", "", acts);
+    counter(&mut text, "weir_audit_dropped_total", "", dropped);
+    counter(&mut text, "weir_audit_failures_total", "", failures);
     let admission = api.core.node.admission();
     sample(&mut text, "weir_in_flight_bytes", "", admission.used() as u64);
     sample(&mut text, "weir_in_flight_limit_bytes", "", admission.limit() as u64);

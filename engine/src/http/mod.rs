@@ -1,25 +1,31 @@
 //! The HTTP API: health, metrics, queries, flush, audit, devices with their shadows and commands, alerts.
 //!
-//! Errors are problem details (RFC 9457). Everything is bounded: rows, time, page sizes, body sizes.
+//! Errors are problem details (RFC 9457). Everything is bounded: rows, time, page sizes, body sizes. Which role may ask for
+//! what stands in `routes`, and is held against who asks in `guard`; `serve` has the connections.
 
 mod alerts;
 mod commands;
 mod groups;
+mod guard;
 mod messages;
 mod metrics;
 mod pipelines;
 mod problem;
+mod rates;
+mod routes;
+mod serve;
 mod shadow;
 mod silences;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use access::audit::Verdict;
+use access::users::Role;
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use device::id::DeviceId;
 use device::time::Timestamp;
@@ -37,14 +43,15 @@ use crate::ledger::Books;
 use crate::notify;
 use crate::query::{self, Bounds, Format, QueryError};
 use crate::repair::Repairs;
+use crate::trail::Trail;
 use crate::watch::Deployments;
 pub use alerts::{AckItem, AlertItem};
+use guard::Who;
+pub use guard::{Certificates, Guard, Peer};
 pub use messages::{ChannelItem, ChannelsItem};
 use problem::Problem;
+pub use serve::Tls;
 pub use silences::{SilenceItem, SilenceRequest, SilencesItem};
-
-/// Longest SQL text that `/v1/query` takes.
-const MAX_SQL: usize = 1 << 20;
 
 /// Most devices on one page.
 const MAX_PAGE: usize = 1000;
@@ -74,6 +81,10 @@ pub struct Api {
     pub clock: Clock,
     /// Repairs and backfills.
     pub repairs: Arc<Repairs>,
+    /// Acts as rows.
+    pub trail: Arc<Trail>,
+    /// Who may ask for what.
+    pub guard: Arc<Guard>,
     /// Ends what lasts when the engine stops.
     pub stop: CancellationToken,
 }
@@ -84,47 +95,15 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Serves until `stop`; requests under way are finished.
-pub async fn serve(listener: TcpListener, api: Api, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, router(api)).with_graceful_shutdown(stop.cancelled_owned()).await
-}
-
-fn router(api: Api) -> Router {
-    Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics::render))
-        .route("/v1/query", post(run_query))
-        .route("/v1/flush", post(flush))
-        .route("/v1/pipelines", get(pipelines::list))
-        .route("/v1/pipelines/{name}/repair", post(pipelines::repair))
-        .route("/v1/pipelines/{name}/tap", get(pipelines::tap))
-        .route("/v1/retention/{table}", get(retention))
-        .route("/v1/alerts", get(alerts::list))
-        .route("/v1/alerts/channels", get(messages::channels))
-        .route("/v1/alerts/silences", get(silences::list).post(silences::create))
-        .route("/v1/alerts/silences/{id}", delete(silences::remove))
-        .route("/v1/alerts/{id}", get(alerts::show))
-        .route("/v1/alerts/{id}/ack", post(alerts::acknowledge))
-        .route("/v1/alerts/{id}/unack", post(alerts::release))
-        .route("/v1/audit", get(audit_all))
-        .route("/v1/audit/{id}", get(audit_one))
-        .route("/v1/devices", get(devices))
-        .route("/v1/devices/{id}", get(device))
-        .route(
-            "/v1/devices/{id}/shadow",
-            get(shadow::default_get).patch(shadow::default_patch).delete(shadow::default_delete),
-        )
-        .route("/v1/devices/{id}/shadow/{name}", get(shadow::get).patch(shadow::patch).delete(shadow::delete))
-        .route("/v1/devices/{id}/shadows", get(shadow::names))
-        .route("/v1/devices/{id}/commands", get(commands::list).post(commands::send))
-        .route("/v1/devices/{id}/commands/{command}", get(commands::show))
-        .route("/v1/groups", get(groups::list))
-        .route("/v1/groups/{name}", get(groups::show).put(groups::set).delete(groups::remove))
-        .route("/v1/groups/{name}/shadow", get(groups::progress).patch(groups::push))
-        .route("/v1/groups/{name}/commands", post(groups::command))
-        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource; the API stands under /v1"))
-        .layer(DefaultBodyLimit::max(MAX_SQL))
-        .with_state(api)
+pub async fn serve(
+    listener: TcpListener,
+    api: Api,
+    tls: Option<Tls>,
+    connections: usize,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let guard = api.guard.clone();
+    serve::serve(listener, routes::router(api, &guard), tls, connections, stop).await
 }
 
 async fn ready(State(api): State<Api>) -> Response {
@@ -154,7 +133,13 @@ async fn retention(
     drops.map(Json).map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
 }
 
-async fn run_query(State(api): State<Api>, headers: HeaderMap, sql: String) -> Result<Response, Problem> {
+async fn run_query(
+    State(api): State<Api>,
+    Extension(who): Extension<Who>,
+    headers: HeaderMap,
+    sql: String,
+) -> Result<Response, Problem> {
+    let running = api.guard.query(&who)?;
     let sql = sql.trim();
     if sql.is_empty() {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "the body must be one SQL statement"));
@@ -175,7 +160,10 @@ async fn run_query(State(api): State<Api>, headers: HeaderMap, sql: String) -> R
     };
     let format = Format::accepted(headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()));
     let context = query::over_engine(&api.core, api.runtime.clone()).await?;
-    let table = query::run(&context, &text, api.bounds).await?;
+    if who.role == Role::Admin {
+        query::with_trail(&context, &api.core.tables, &api.trail).await?;
+    }
+    let table = query::run_holding(&context, &text, api.bounds, running).await?;
     let body = tokio::task::spawn_blocking(move || {
         let mut body = Vec::new();
         query::write(&table, format, &mut body).map(|()| body)
@@ -190,6 +178,7 @@ impl From<QueryError> for Problem {
         let status = match error {
             QueryError::Query(_) => StatusCode::BAD_REQUEST,
             QueryError::TooManyRows(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            QueryError::TooMuch(_) => StatusCode::INSUFFICIENT_STORAGE,
             QueryError::TooLong(_) => StatusCode::REQUEST_TIMEOUT,
             QueryError::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
             QueryError::Write(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -201,6 +190,8 @@ impl From<QueryError> for Problem {
 async fn flush(State(api): State<Api>) -> Result<Json<serde_json::Value>, Problem> {
     let barriers =
         api.core.flush().await.map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    let unwritten = |error: crate::trail::TrailError| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string());
+    api.trail.cut().await.map_err(unwritten)?;
     let barriers: Vec<u64> = barriers.iter().map(|barrier| barrier.0).collect();
     Ok(Json(serde_json::json!({ "barriers": barriers })))
 }
@@ -256,6 +247,14 @@ async fn audit_one(State(api): State<Api>, Path(id): Path<String>) -> Result<Jso
         Some(audit) if !audit.epochs.is_empty() => Ok(Json(audit)),
         _ => Err(Problem::new(StatusCode::NOT_FOUND, format!("device {id} has never been heard of"))),
     }
+}
+
+/// Verifies the audit trail.
+async fn trail(State(api): State<Api>) -> Result<Json<Verdict>, Problem> {
+    let path = api.guard.audit().path().to_owned();
+    let verified = tokio::task::spawn_blocking(move || access::audit::verify(&path)).await;
+    let verdict = verified.map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    verdict.map(Json).map_err(|error| Problem::new(StatusCode::CONFLICT, error.to_string()))
 }
 
 #[derive(Serialize)]
@@ -325,3 +324,6 @@ async fn device(State(api): State<Api>, Path(id): Path<String>) -> Result<impl I
         serde_json::json!({ "device": item.device, "awake": item.awake, "shard": item.shard, "epochs": epochs, "status": status, "clock": clock, "groups": groups }),
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,9 @@
 //! `/v1/devices/{id}/shadow[/{name}]`: what a device is wanted to be, and what it says it is.
 
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use device::id::DeviceId;
 use device::machine::Device;
 use device::payload::parse_rfc3339;
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
-use super::{Api, device_id, time_text};
+use super::{Api, Who, device_id, time_text};
 
 /// Longest time that a value may be wanted for: ten years.
 const LONGEST: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 86_400);
@@ -162,16 +162,18 @@ async fn past(api: &Api, device: &DeviceId, name: &str, when: &When) -> Result<R
 
 pub(super) async fn default_patch(
     state: State<Api>,
+    who: Extension<Who>,
     Path(id): Path<String>,
     how: Query<How>,
     headers: HeaderMap,
     body: String,
 ) -> Result<Response, Problem> {
-    patch(state, Path((id, DEFAULT.to_owned())), how, headers, body).await
+    patch(state, who, Path((id, DEFAULT.to_owned())), how, headers, body).await
 }
 
 pub(super) async fn patch(
     State(api): State<Api>,
+    Extension(who): Extension<Who>,
     Path((id, name)): Path<(String, String)>,
     Query(how): Query<How>,
     headers: HeaderMap,
@@ -181,31 +183,32 @@ pub(super) async fn patch(
         let text = format!("the body must be a JSON object, a merge patch of what is desired: {error}");
         Problem::new(StatusCode::BAD_REQUEST, text)
     })?;
-    change(&api, &id, &name, &how, &headers, Some(patch)).await
+    change((&api, &who), (&id, &name), &how, &headers, Some(patch)).await
 }
 
 pub(super) async fn default_delete(
     state: State<Api>,
+    who: Extension<Who>,
     Path(id): Path<String>,
     how: Query<How>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    delete(state, Path((id, DEFAULT.to_owned())), how, headers).await
+    delete(state, who, Path((id, DEFAULT.to_owned())), how, headers).await
 }
 
 pub(super) async fn delete(
     State(api): State<Api>,
+    Extension(who): Extension<Who>,
     Path((id, name)): Path<(String, String)>,
     Query(how): Query<How>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    change(&api, &id, &name, &how, &headers, None).await
+    change((&api, &who), (&id, &name), &how, &headers, None).await
 }
 
 async fn change(
-    api: &Api,
-    id: &str,
-    name: &str,
+    (api, who): (&Api, &Who),
+    (id, name): (&str, &str),
     how: &How,
     headers: &HeaderMap,
     patch: Option<Map<String, Value>>,
@@ -229,7 +232,7 @@ async fn change(
     let ask = Ask {
         shadow: name.into(),
         patch,
-        by: how.by.as_deref().unwrap_or("operator").into(),
+        by: who.by(how.by.clone()).into(),
         request: how.request_id.as_deref().map(Into::into),
         if_dv,
         ttl,

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use alerts::{Matcher, Silence, SilenceError, SilenceId};
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use device::payload::parse_rfc3339;
 use device::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Api;
 use super::problem::Problem;
+use super::{Api, Who};
 
 /// A silence.
 #[derive(Debug, Serialize, Deserialize)]
@@ -104,7 +104,11 @@ pub(super) async fn list(State(api): State<Api>) -> Json<SilencesItem> {
     Json(SilencesItem { silences })
 }
 
-pub(super) async fn create(State(api): State<Api>, body: String) -> Result<(StatusCode, Json<SilenceItem>), Problem> {
+pub(super) async fn create(
+    State(api): State<Api>,
+    Extension(who): Extension<Who>,
+    body: String,
+) -> Result<(StatusCode, Json<SilenceItem>), Problem> {
     let bad = |text: String| Problem::new(StatusCode::BAD_REQUEST, text);
     let request: SilenceRequest = serde_json::from_str(&body).map_err(|error| {
         bad(format!(
@@ -113,6 +117,7 @@ pub(super) async fn create(State(api): State<Api>, body: String) -> Result<(Stat
         ))
     })?;
     let now = (api.clock)();
+    let request = SilenceRequest { author: who.by(Some(request.author)), ..request };
     let silence = request.silence(now).map_err(bad)?;
     let id = api.core.desk.silence(now, silence.clone()).map_err(|error| match error {
         SilenceError::TooMany => Problem::new(StatusCode::CONFLICT, error.to_string()),
