@@ -4,6 +4,7 @@
 //! what stands in `routes`, and is held against who asks in `guard`; `serve` has the connections.
 
 mod alerts;
+mod certificates;
 mod commands;
 mod groups;
 mod guard;
@@ -46,6 +47,7 @@ use crate::repair::Repairs;
 use crate::trail::Trail;
 use crate::watch::Deployments;
 pub use alerts::{AckItem, AlertItem};
+pub use certificates::certificates;
 use guard::Who;
 pub use guard::{Certificates, Guard, Peer};
 pub use messages::{ChannelItem, ChannelsItem};
