@@ -398,7 +398,7 @@ def main():
             check(rows == expected and enrolled, f"what is stored: {rows}")
             acts = place.query("SELECT reason, count(*) AS n FROM _audit WHERE outcome = 'refused' GROUP BY reason ORDER BY n DESC")
             check(len(acts) >= 5, f"refusals in the trail: {acts}")
-            place.weir("audit", "--log")
+            place.weir("audit", "--trail")
         except BaseException:
             print(open(place.log.name).read()[-3000:], file=sys.stderr)
             raise

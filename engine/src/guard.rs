@@ -130,15 +130,6 @@ impl Guard {
         }
     }
 
-    /// The user that a certificate (DER) names which was shown to another listener and is verified.
-    pub(crate) fn user(&self, certificate: &[u8]) -> Result<String, NoEntry> {
-        let leaf = Leaf::read(certificate).map_err(|_| NoEntry::Nobody)?;
-        let subject = leaf.uris.iter().find_map(|uri| Subject::parse(uri, &self.tenant));
-        let Some(Subject::User(name)) = subject else { return Err(NoEntry::Nobody) };
-        self.registry.look(|state| state.standing(&leaf.serial, None, (self.clock)()))?;
-        Ok(name)
-    }
-
     fn standing(&self, serial: &str, subject: Subject) -> Result<Identity, NoEntry> {
         let now = (self.clock)();
         self.registry.look(|state| match subject {

@@ -23,6 +23,7 @@ use crate::provision::Provisioning;
 pub(crate) struct Trust {
     data: PathBuf,
     registry: Arc<Registry>,
+    tenant: String,
     /// Certificates that were given to the engine, instead of one of its own authority.
     given: (Option<Files>, Option<Files>),
     names: Vec<String>,
@@ -50,9 +51,9 @@ impl Trust {
         let endpoints = config.mqtt.names.iter().map(|name| format!("mqtts://{name}:{port}")).collect();
         let provisioning = Provisioning::new(&data, registry.clone(), audit.clone(), clock.clone(), endpoints);
         let tenant = authority.tenant().to_owned();
-        let guard = Guard::new(registry.clone(), tenant, clock.clone(), (audit, users), provisioning);
+        let guard = Guard::new(registry.clone(), tenant.clone(), clock.clone(), (audit, users), provisioning);
         let insecure = config.node.insecure;
-        Ok(Self { data, registry, given, names, insecure, clock, guard, http: Arc::default() })
+        Ok(Self { data, registry, tenant, given, names, insecure, clock, guard, http: Arc::default() })
     }
 
     fn config(&self, given: Option<&Files>, optional: bool) -> Result<Arc<ServerConfig>, CaError> {
@@ -79,10 +80,7 @@ impl Trust {
 
     /// Whose a certificate is that was shown to the HTTP listener.
     pub(crate) fn certificates(&self) -> http::Certificates {
-        let guard = self.guard.clone();
-        Arc::new(move |certificate| {
-            guard.user(certificate).map_err(|why| (why.code().to_owned(), why.text().to_owned()))
-        })
+        http::certificates(self.registry.clone(), self.tenant.clone(), self.clock.clone())
     }
 
     /// Follows registry and files until the engine stops: connections that are not allowed any more are cut, handshakes are
