@@ -8,7 +8,6 @@ publishes at full rate while it is revoked; then many strangers stand at the doo
 
 import argparse
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -26,8 +25,6 @@ from paho.mqtt.properties import Properties
 
 from weir import binary, check, free_port
 
-PORT = free_port()
-
 
 def run(*command, ok=True, stdin=None):
     """Runs a program; `ok`: whether it has to succeed, None if that does not matter."""
@@ -43,6 +40,7 @@ class Place:
         self.data = folder / "data"
         self.certs = folder / "certs"
         self.process = None
+        self.port = free_port()
         self.log = open(folder / "engine.log", "ab")
 
     def weir(self, *arguments, ok=True):
@@ -53,7 +51,7 @@ class Place:
         return name
 
     def start(self):
-        command = [binary(), "run", *os.environ.get("SEC", "").split(), "--data", str(self.data), "--mqtts", f"127.0.0.1:{PORT}", "--http",
+        command = [binary(), "run", "--data", str(self.data), "--mqtts", f"127.0.0.1:{self.port}", "--http",
                    f"127.0.0.1:{free_port()}"]  # fmt: skip
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
         for line in self.process.stdout:
@@ -108,7 +106,7 @@ class Client:
     def connect(self):
         """Connects; the reason code of the answer, or the error of the handshake."""
         try:
-            self.client.connect("127.0.0.1", PORT, keepalive=60)
+            self.client.connect("127.0.0.1", self.place.port, keepalive=60)
         except (ssl.SSLError, OSError) as error:
             return str(error)
         self.client.loop_start()
@@ -157,7 +155,7 @@ def forge(place, folder, name, start, end):
 def strangers(place, folder):
     """Everybody who must not get in, and why."""
     certs = place.certs
-    context = ("s_client", "-connect", f"127.0.0.1:{PORT}", "-CAfile", certs / "ca.crt", "-verify_return_error")
+    context = ("s_client", "-connect", f"127.0.0.1:{place.port}", "-CAfile", certs / "ca.crt", "-verify_return_error")
     out = run("openssl", *context, "-ign_eof", ok=None, stdin=b"")
     check(b"certificate required" in out.stderr, f"no certificate: {out.stderr[-300:]}")
     out = run("openssl", *context, "-tls1_2", "-cert", certs / "dev-1.crt", "-key", certs / "dev-1.key", ok=None, stdin=b"")
@@ -251,11 +249,11 @@ def honest(place):
     client.close()
     tls = ("--cafile", certs / "ca.crt", "--cert", certs / "dev-2.crt", "--key", certs / "dev-2.key")
     if shutil.which("mosquitto_pub"):
-        run("mosquitto_pub", "-h", "localhost", "-p", PORT, *tls, "-i", "dev-2", "-q", "1", "-t",
+        run("mosquitto_pub", "-h", "localhost", "-p", place.port, *tls, "-i", "dev-2", "-q", "1", "-t",
             "devices/dev-2/telemetry", "-m", record(1))  # fmt: skip
-        run("mosquitto_pub", "-h", "localhost", "-p", PORT, *tls, "-i", "dev-1", "-q", "1", "-t",
+        run("mosquitto_pub", "-h", "localhost", "-p", place.port, *tls, "-i", "dev-1", "-q", "1", "-t",
             "devices/dev-2/telemetry", "-m", record(2), ok=False)  # fmt: skip
-        run("mosquitto_pub", "-h", "localhost", "-p", PORT, "--cafile", certs / "ca.crt", "-i", "dev-2", "-q", "1", "-t",
+        run("mosquitto_pub", "-h", "localhost", "-p", place.port, "--cafile", certs / "ca.crt", "-i", "dev-2", "-q", "1", "-t",
             "devices/dev-2/telemetry", "-m", record(2), ok=False)  # fmt: skip
     gateway = Client(place, certs / "gw", "gw")
     check(str(gateway.connect()) == "Success", f"gw: {gateway.code}")
@@ -319,11 +317,11 @@ def no_ticket(place):
     """A session of before a revocation does not come back: there is nothing to resume."""
     context = ssl.create_default_context(cafile=str(place.certs / "ca.crt"))
     context.load_cert_chain(place.certs / "dev-5.crt", place.certs / "dev-5.key")
-    with socket.create_connection(("127.0.0.1", PORT)) as raw, context.wrap_socket(raw, server_hostname="localhost") as s:
+    with socket.create_connection(("127.0.0.1", place.port)) as raw, context.wrap_socket(raw, server_hostname="localhost") as s:
         s.sendall(b"\x10\x11\x00\x04MQTT\x04\x02\x00\x3c\x00\x05dev-5")
         check(s.recv(4) == b"\x20\x02\x00\x00", "dev-5 is refused")
         check(s.session is None or not s.session.has_ticket, "the server gave a ticket")
-    out = run("openssl", "s_client", "-connect", f"127.0.0.1:{PORT}", "-CAfile", place.certs / "ca.crt", "-cert",
+    out = run("openssl", "s_client", "-connect", f"127.0.0.1:{place.port}", "-CAfile", place.certs / "ca.crt", "-cert",
               place.certs / "dev-5.crt", "-key", place.certs / "dev-5.key", "-reconnect", ok=None, stdin=b"")  # fmt: skip
     check(b"Reused, TLS" not in out.stdout, "a session was resumed")
 
@@ -346,7 +344,7 @@ def crowd(place, silent, slow):
 import resource, socket, sys
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (min({silent + slow + 100}, hard), hard))
-sockets = [socket.create_connection(("127.0.0.1", {PORT})) for _ in range({silent + slow})]
+sockets = [socket.create_connection(("127.0.0.1", {place.port})) for _ in range({silent + slow})]
 [s.sendall(bytes.fromhex("1603010200010001fc0303")) for s in sockets[{silent}:]]
 print("there", flush=True)
 sys.stdin.read()
