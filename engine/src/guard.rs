@@ -136,6 +136,7 @@ impl Guard {
             Subject::Device(id) => {
                 state.standing(serial, Some(id.as_str()), now)?;
                 let children = state.children(id.as_str()).into_iter().flatten();
+                let children = children.filter(|child| state.barred(child).is_none());
                 let children = children.filter_map(|child| DeviceId::new(child).ok()).collect();
                 Ok(Identity::device(id, serial.to_owned(), children))
             }

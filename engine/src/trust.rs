@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use access::audit::Audit;
+use access::authority;
 use access::registry::{Fact, Registry};
 use access::users::Users;
 use rustls::ServerConfig;
@@ -58,7 +59,8 @@ impl Trust {
 
     fn config(&self, given: Option<&Files>, optional: bool) -> Result<Arc<ServerConfig>, CaError> {
         let now = (self.clock)();
-        let authority = ca::authority(&self.data, now)?;
+        // Not made again: an authority that has gone away while the engine runs is a mistake.
+        let authority = authority::open(&self.data.join("ca"))?;
         let files = match given {
             Some(files) => files.clone(),
             None => ca::server(&self.data, &authority, &self.registry, &self.names, now)?,
