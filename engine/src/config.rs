@@ -507,9 +507,19 @@ mod tests {
     #[test]
     fn nobody_is_served_without_authentication_by_accident() {
         let mut config = Config::default();
+        config.listen();
+        config.validate().unwrap();
+        assert_eq!((config.mqtt.plain, config.mqtt.tls.map(|address| address.port())), (None, Some(8883)));
+        config.mqtt.plain = Some("127.0.0.1:1883".parse().unwrap());
         assert!(config.validate().unwrap_err().to_string().contains("--insecure"));
         config.node.insecure = true;
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.starts_with("mqtt.tls") && error.contains("loopback"), "{error}");
+        let mut config = Config::default();
+        config.node.insecure = true;
+        config.listen();
         config.validate().unwrap();
+        assert_eq!((config.mqtt.plain.map(|address| address.port()), config.mqtt.tls), (Some(1883), None));
         config.http.listen = Some("0.0.0.0:8080".parse().unwrap());
         assert!(config.validate().unwrap_err().to_string().contains("loopback only"));
     }
