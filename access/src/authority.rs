@@ -366,7 +366,7 @@ fn number(random: [u8; 16]) -> SerialNumber {
 }
 
 fn unhex(text: &str) -> Vec<u8> {
-    let text = if text.len() % 2 == 0 { text.to_owned() } else { format!("0{text}") };
+    let text = if text.len().is_multiple_of(2) { text.to_owned() } else { format!("0{text}") };
     (0..text.len() / 2).filter_map(|i| u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()).collect()
 }
 

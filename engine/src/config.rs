@@ -105,8 +105,8 @@ impl Default for StoreConfig {
     }
 }
 
-/// `[mqtt]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// `[mqtt]`: without a listener, [`Config::listen`] chooses one.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MqttConfig {
     /// Plain TCP listener.
@@ -125,20 +125,6 @@ pub struct MqttConfig {
     pub max_keep_alive: Option<Duration>,
     /// Topic filters that nobody may subscribe to, nor to a part of them.
     pub no_subscribe: Vec<String>,
-}
-
-impl Default for MqttConfig {
-    fn default() -> Self {
-        Self {
-            plain: None,
-            tls: None,
-            tls_cert: None,
-            tls_key: None,
-            names: Vec::new(),
-            max_keep_alive: None,
-            no_subscribe: Vec::new(),
-        }
-    }
 }
 
 /// `[durability]`

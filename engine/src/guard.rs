@@ -210,7 +210,7 @@ pub async fn follow(guard: Arc<Guard>, changed: impl Fn(&[Fact]) + Send + Sync +
     let changed = Arc::new(changed);
     // Certificates that end by themselves are asked about again, too.
     const AGAIN: u32 = 300;
-    let mut turns = 0;
+    let mut turns: u32 = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -220,7 +220,7 @@ pub async fn follow(guard: Arc<Guard>, changed: impl Fn(&[Fact]) + Send + Sync +
         let (guard, changed) = (guard.clone(), changed.clone());
         let look = move || -> Result<(), JournalError> {
             let facts: Vec<Fact> = guard.registry.read_on()?.into_iter().map(|line| line.fact).collect();
-            if !facts.is_empty() || turns % AGAIN == 0 {
+            if !facts.is_empty() || turns.is_multiple_of(AGAIN) {
                 guard.changed();
                 changed(&facts);
             }

@@ -99,8 +99,8 @@ fn same_incidents_inside(here: &World, there: &World, life: &Life) {
 
 /// When an incident ended, by the time of the event; `None`: it goes on.
 fn ended(world: &World, incident: &str) -> Option<i64> {
-    let all = world.transitions.iter().filter(|t| t.incident.to_string() == incident);
-    let last = all.filter(|t| t.event == Event::Fired || t.to == State::Ok).last()?;
+    let mut all = world.transitions.iter().filter(|t| t.incident.to_string() == incident);
+    let last = all.rfind(|t| t.event == Event::Fired || t.to == State::Ok)?;
     (last.to == State::Ok).then_some(last.ts.0)
 }
 

@@ -19,7 +19,7 @@ async fn requests_of_one_user_and_of_one_address_are_bounded() {
     let answer = refused.pop().unwrap();
     assert_eq!(answer.headers()["retry-after"], "1");
     let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
-    assert!(detail(&String::from_utf8(body.to_vec()).unwrap()).contains("limits.requests_per_user"));
+    assert!(detail(std::str::from_utf8(&body).unwrap()).contains("limits.requests_per_user"));
     assert_eq!(ask(Some(&admin), "/v1/groups").await.status(), StatusCode::OK, "another user");
     let mut statuses = Vec::new();
     for _ in 0..60 {
