@@ -41,6 +41,7 @@ use crate::opener::{Opened, Opener};
 use crate::peers;
 use crate::project::{Loaded, ProjectError, Registry};
 use crate::schemas;
+use crate::sweep::sweep;
 
 /// Why the data plane does not start, or had to stop.
 #[derive(Debug, Error)]
@@ -144,6 +145,11 @@ impl Core {
         let file_error = |path: &Path, e: std::io::Error| CoreError::File { path: path.into(), message: e.to_string() };
         std::fs::create_dir_all(&root).map_err(|e| file_error(&root, e))?;
         let lock = DataLock::acquire(&root)?;
+        let swept = sweep(&root.join("tables"))
+            .map_err(|e| CoreError::Other(format!("half files below {} cannot be removed: {e}", root.display())))?;
+        if swept > 0 {
+            tracing::info!(files = swept, "removed half files that a crash has left");
+        }
         let store = Store::local(&root)?;
         crate::repair::sweep(&store).await?;
         let shards = shard_count(&root.join(layout::registry("node", "node.json")), config.node.shards)?;

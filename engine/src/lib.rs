@@ -16,7 +16,7 @@
 //! - [`project`]: the pipeline project in the data directory. [`schemas`]: what its streams may become; `majors`: views over
 //!   their major versions. `provision`: their first certificates. [`ca`], [`guard`], `trust`: certificates of
 //!   the device listener, whom they let in, and what becomes of that while it is open.
-//! - [`testing`]: an engine in memory for the tests that stand beside pipelines.
+//! - `sweep`: half files of a crash. [`testing`]: an engine in memory for the tests that stand beside pipelines.
 //! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
 
 pub mod audit;
@@ -47,6 +47,7 @@ pub mod query;
 pub mod repair;
 pub mod schemas;
 pub mod simulate;
+mod sweep;
 pub mod testing;
 pub mod torture;
 pub mod trail;
