@@ -232,11 +232,15 @@ pub struct State {
     reopened: BTreeMap<String, Timestamp>,
     /// Devices that each group's claim has let in.
     used: BTreeMap<String, u64>,
+    /// Facts up to now, and how many of them were revocations.
+    facts: (u64, u64),
 }
 
 impl State {
     /// Takes in what happened at a time.
     pub fn apply(&mut self, at: Timestamp, fact: &Fact) {
+        self.facts.0 += 1;
+        self.facts.1 += u64::from(matches!(fact, Fact::Revoked { .. }));
         match fact {
             Fact::Issued(certificate) => {
                 let serial = certificate.serial.clone();
@@ -295,6 +299,12 @@ impl State {
                 self.reopened.insert(device.clone(), *until);
             }
         }
+    }
+
+    /// How many facts this state comes from, and how many of them were revocations: whoever has seen the same numbers has seen
+    /// the same state, also if somebody else took the facts in.
+    pub fn facts(&self) -> (u64, u64) {
+        self.facts
     }
 
     /// The rule of a group's claim.

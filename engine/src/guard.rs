@@ -12,11 +12,12 @@ use std::time::Duration;
 use access::audit::{Act, Audit};
 use access::journal::JournalError;
 use access::leaf::Leaf;
-use access::registry::{Entry, Fact, Refusal, Registry, RegistryError};
+use access::registry::{Entry, Fact, Refusal, Registry, RegistryError, State};
 use access::subject::Subject;
 use access::users::Users;
 use bytes::Bytes;
 use device::id::DeviceId;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -205,24 +206,30 @@ fn is_unproven(entry: &Entry) -> bool {
     entry.certificate.pending && entry.proven.is_none()
 }
 
-/// Follows the registry until the engine stops; `changed` is called with what is new, after the guard knows it.
-pub async fn follow(guard: Arc<Guard>, changed: impl Fn(&[Fact]) + Send + Sync + 'static, stop: CancellationToken) {
+/// Follows the registry until the engine stops; `changed` is called after the guard knows what is new, with whether certificates
+/// were revoked or it is time to look at the files. What this process itself takes in while it changes the registry counts, too:
+/// a revocation must not pass by because an enrolment has read it first.
+pub async fn follow(guard: Arc<Guard>, changed: impl Fn(bool) + Send + Sync + 'static, stop: CancellationToken) {
     let changed = Arc::new(changed);
     // Certificates that end by themselves are asked about again, too.
     const AGAIN: u32 = 300;
     let mut turns: u32 = 0;
+    let seen = Arc::new(Mutex::new((0, 0)));
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(FOLLOW) => {}
         }
         turns += 1;
-        let (guard, changed) = (guard.clone(), changed.clone());
+        let (guard, changed, seen) = (guard.clone(), changed.clone(), seen.clone());
         let look = move || -> Result<(), JournalError> {
-            let facts: Vec<Fact> = guard.registry.read_on()?.into_iter().map(|line| line.fact).collect();
-            if !facts.is_empty() || turns.is_multiple_of(AGAIN) {
+            guard.registry.read_on()?;
+            let facts = guard.registry.look(State::facts);
+            let before = std::mem::replace(&mut *seen.lock(), facts);
+            let again = turns.is_multiple_of(AGAIN);
+            if facts != before || again {
                 guard.changed();
-                changed(&facts);
+                changed(facts.1 != before.1 || again);
             }
             Ok(())
         };

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use access::audit::Audit;
 use access::authority;
-use access::registry::{Fact, Registry};
+use access::registry::Registry;
 use access::users::Users;
 use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
@@ -89,10 +89,9 @@ impl Trust {
     /// judged by what is known now.
     pub(crate) async fn follow(self, hub: Arc<Hub>, devices: Option<TlsSettings>, stop: CancellationToken) {
         let guard = self.guard.clone();
-        let changed = move |facts: &[Fact]| {
+        let changed = move |files: bool| {
             hub.wake_all();
-            // Without facts it is time to look at the files.
-            if !facts.is_empty() && !facts.iter().any(|fact| matches!(fact, Fact::Revoked { .. })) {
+            if !files {
                 return;
             }
             let swap =

@@ -94,8 +94,10 @@ fn what_one_process_adds_another_reads() {
     });
     assert!(refused.is_err());
     assert!(b.look(|state| state.certificate("1").is_some()));
+    assert_eq!(b.look(State::facts), (1, 0), "counted, although it came with a refusal");
     let new = b.change(NOW, |state| state.revoke("1", "", "lost")).unwrap();
     assert_eq!(new.len(), 1);
+    assert_eq!(b.look(State::facts), (2, 1));
     assert_eq!(a.read_on().unwrap().len(), 1);
     assert!(a.look(|state| state.standing("1", None, NOW).is_err()));
     assert!(Registry::open(dir.path()).unwrap().look(|state| state.standing("1", None, NOW).is_err()));
