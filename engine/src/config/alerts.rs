@@ -61,6 +61,8 @@ pub enum ChannelKind {
     Webhook,
     /// A message on a topic of this engine's broker.
     Mqtt,
+    /// A mail.
+    Email,
     /// A line in the engine's log.
     Log,
 }
@@ -71,6 +73,7 @@ impl ChannelKind {
         match self {
             Self::Webhook => "webhook",
             Self::Mqtt => "mqtt",
+            Self::Email => "email",
             Self::Log => "log",
         }
     }
@@ -84,21 +87,33 @@ pub struct ChannelConfig {
     pub name: String,
     /// What it is.
     pub kind: ChannelKind,
-    /// Of a webhook.
+    /// Of a webhook; of mails, their server: `smtps://HOST[:465]`, or `smtp://HOST[:587]`, which must offer STARTTLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// Of a webhook: what its messages are signed with.
+    /// Of a webhook: what its messages are signed with. Of mails: the password of `user`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
     /// The same in a file of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_file: Option<PathBuf>,
-    /// Of a webhook: how long one attempt may take.
+    /// Of a webhook, and of mails: how long one attempt may take.
     #[serde(default = "ten_seconds", with = "duration")]
     pub timeout: Duration,
     /// Of MQTT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
+    /// Of mails: whom their server knows; none: it asks nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Of mails: who they come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Of mails: who gets them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to: Vec<String>,
+    /// Of mails: an authority (PEM) that their server's certificate may come from, beside those of the system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
 }
 
 fn ten_seconds() -> Duration {
@@ -207,34 +222,37 @@ impl AlertsConfig {
 
 impl ChannelConfig {
     fn check(&self) -> Result<(), String> {
-        let of = |kind: ChannelKind, key: &str, given: bool| match given && self.kind != kind {
-            true => Err(format!("`{key}` belongs to channels of kind \"{}\"", kind.as_str())),
+        use ChannelKind::{Email, Log, Mqtt, Webhook};
+        let of = |kinds: &[ChannelKind], key: &str, given: bool| match given && !kinds.contains(&self.kind) {
+            true => {
+                let kinds: Vec<String> = kinds.iter().map(|kind| format!("\"{}\"", kind.as_str())).collect();
+                Err(format!("`{key}` belongs to channels of kind {}", kinds.join(" and ")))
+            }
             false => Ok(()),
         };
-        of(ChannelKind::Webhook, "url", self.url.is_some())?;
-        of(ChannelKind::Webhook, "secret", self.secret.is_some())?;
-        of(ChannelKind::Webhook, "secret_file", self.secret_file.is_some())?;
-        of(ChannelKind::Mqtt, "topic", self.topic.is_some())?;
+        of(&[Webhook, Email], "url", self.url.is_some())?;
+        of(&[Webhook, Email], "secret", self.secret.is_some())?;
+        of(&[Webhook, Email], "secret_file", self.secret_file.is_some())?;
+        of(&[Mqtt], "topic", self.topic.is_some())?;
+        of(&[Email], "user", self.user.is_some())?;
+        of(&[Email], "from", self.from.is_some())?;
+        of(&[Email], "to", !self.to.is_empty())?;
+        of(&[Email], "ca", self.ca.is_some())?;
+        if self.secret.is_some() && self.secret_file.is_some() {
+            return Err("`secret` and `secret_file` say the same: leave out one".to_owned());
+        }
+        if self.secret.as_ref().is_some_and(|secret| secret.reveal().is_empty()) {
+            let without = if self.kind == Email { "a password" } else { "a signature" };
+            return Err(format!("`secret` is empty: leave it out to send without {without}"));
+        }
+        if matches!(self.kind, Webhook | Email) && !TIMEOUT.contains(&self.timeout) {
+            return Err("`timeout` must be from \"100ms\" to \"120s\"".to_owned());
+        }
         match self.kind {
-            ChannelKind::Log => Ok(()),
-            ChannelKind::Webhook => {
-                let text = self.url.as_deref().ok_or("a webhook needs `url`")?;
-                let url = url::Url::parse(text).map_err(|error| format!("url {text:?}: {error}"))?;
-                if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-                    return Err(format!("url {text:?} has to begin with http:// or https:// and a host"));
-                }
-                if self.secret.is_some() && self.secret_file.is_some() {
-                    return Err("`secret` and `secret_file` say the same: leave out one".to_owned());
-                }
-                if self.secret.as_ref().is_some_and(|secret| secret.reveal().is_empty()) {
-                    return Err("`secret` is empty: leave it out to send without a signature".to_owned());
-                }
-                if !TIMEOUT.contains(&self.timeout) {
-                    return Err("`timeout` must be from \"100ms\" to \"120s\"".to_owned());
-                }
-                Ok(())
-            }
-            ChannelKind::Mqtt => {
+            Log => Ok(()),
+            Webhook => self.address("a webhook", ["http", "https"]).map(drop),
+            Email => self.check_mail(),
+            Mqtt => {
                 let topic = self.topic.as_deref().ok_or("a channel of kind \"mqtt\" needs `topic`")?;
                 let first = topic.split('/').next().unwrap_or_default();
                 if topic.is_empty() || topic.len() > 1024 || topic.contains(['+', '#', '\0']) {
@@ -246,6 +264,41 @@ impl ChannelConfig {
                 Ok(())
             }
         }
+    }
+
+    fn address(&self, what: &str, schemes: [&str; 2]) -> Result<url::Url, String> {
+        let text = self.url.as_deref().ok_or_else(|| format!("{what} needs `url`"))?;
+        let url = url::Url::parse(text).map_err(|error| format!("url {text:?}: {error}"))?;
+        if !schemes.contains(&url.scheme()) || url.host_str().is_none_or(str::is_empty) {
+            let [one, other] = schemes;
+            return Err(format!("url {text:?} has to begin with {one}:// or {other}:// and a host"));
+        }
+        Ok(url)
+    }
+
+    fn check_mail(&self) -> Result<(), String> {
+        let url = self.address("a channel of kind \"email\"", ["smtps", "smtp"])?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(
+                "`url` is shown to people: put the name into `user`, and the password into `secret_file`".into()
+            );
+        }
+        if !matches!(url.path(), "" | "/") || url.query().is_some() {
+            return Err(format!("url {:?} has more than a host and a port", url.as_str()));
+        }
+        match (&self.user, self.secret.is_some() || self.secret_file.is_some()) {
+            (Some(_), true) | (None, false) => {}
+            (Some(user), false) => return Err(format!("user {user:?} needs `secret` or `secret_file`, a password")),
+            (None, true) => return Err("there is a password, but no `user`".to_owned()),
+        }
+        let from = self.from.as_deref().ok_or("a channel of kind \"email\" needs `from`")?;
+        if self.to.is_empty() {
+            return Err("a channel of kind \"email\" needs `to`, a list of addresses".to_owned());
+        }
+        for text in std::iter::once(from).chain(self.to.iter().map(String::as_str)) {
+            text.parse::<lettre::message::Mailbox>().map_err(|error| format!("{text:?} is no address: {error}"))?;
+        }
+        Ok(())
     }
 }
 
@@ -272,6 +325,15 @@ topic = "alerts/plant"
 [[alerts.channels]]
 name = "file"
 kind = "log"
+
+[[alerts.channels]]
+name = "mail"
+kind = "email"
+url = "smtps://mail.example.com"
+user = "weir"
+secret = "s3cret-word"
+from = "Weir <weir@example.com>"
+to = ["ann@example.com"]
 
 [[alerts.inhibit]]
 source = ["rule=gateway"]
@@ -314,8 +376,21 @@ oncall = ["ops", "file"]
             ("[\"ops\", \"file\"]", "[]", "alerts.people: \"oncall\" has no channel"),
             ("url = \"https://example.com/hook?a=1\"", "", "needs `url`"),
             ("https://example.com", "ftp://example.com", "http:// or https://"),
-            ("kind = \"log\"", "kind = \"log\"\nurl = \"http://x\"", "`url` belongs to channels of kind \"webhook\""),
+            (
+                "kind = \"log\"",
+                "kind = \"log\"\nurl = \"http://x\"",
+                "`url` belongs to channels of kind \"webhook\" and",
+            ),
             ("kind = \"log\"", "kind = \"pigeon\"", "pigeon"),
+            ("smtps://mail.example.com", "https://mail.example.com", "smtps:// or smtp://"),
+            ("smtps://mail.example.com", "smtps://a:b@mail.example.com", "into `user`"),
+            ("smtps://mail.example.com", "smtps://mail.example.com/x?tls=none", "more than a host"),
+            ("secret = \"s3cret-word\"\n", "", "user \"weir\" needs `secret`"),
+            ("user = \"weir\"\n", "", "no `user`"),
+            ("from = \"Weir <weir@example.com>\"\n", "", "needs `from`"),
+            ("to = [\"ann@example.com\"]\n", "", "needs `to`"),
+            ("ann@example.com", "ann at example", "\"ann at example\" is no address"),
+            ("kind = \"mqtt\"", "kind = \"mqtt\"\nfrom = \"a@b.c\"", "`from` belongs to channels of kind \"email\""),
             ("alerts/plant", "devices/x", "belongs to devices"),
             ("alerts/plant", "alerts/#", "one topic"),
             ("topic = \"alerts/plant\"", "", "needs `topic`"),

@@ -1,4 +1,4 @@
-//! The ways to receivers: webhooks, topics of the broker, the log.
+//! The ways to receivers: webhooks, topics of the broker, mails, the log.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, USER_AGENT};
 use thiserror::Error;
 
+use super::mail::Mail;
 use crate::config::{ChannelConfig, ChannelKind};
 use crate::gateway::Hub;
 
@@ -25,7 +26,17 @@ pub enum ChannelError {
         /// Why.
         why: String,
     },
-    /// HTTP cannot be spoken.
+    /// Its authority cannot be read.
+    #[error("alerts.channels: {channel:?}: cannot use the authority in {path}: {why}")]
+    Authority {
+        /// Which channel.
+        channel: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// HTTP or SMTP cannot be spoken.
     #[error("alerts.channels: {channel:?}: {why}")]
     Client {
         /// Which channel.
@@ -58,6 +69,7 @@ pub(super) struct Channel {
 enum Way {
     Webhook(Box<Webhook>),
     Mqtt { hub: Arc<Hub>, topic: Arc<str> },
+    Mail(Arc<Mail>),
     Log,
 }
 
@@ -75,6 +87,7 @@ impl Channel {
             ChannelKind::Mqtt => {
                 Way::Mqtt { hub: hub.clone(), topic: Arc::from(config.topic.as_deref().unwrap_or_default()) }
             }
+            ChannelKind::Email => Way::Mail(Arc::new(Mail::new(config, secret(config)?)?)),
             ChannelKind::Webhook => {
                 let failed = |why: String| ChannelError::Client { channel: name.clone(), why };
                 // A receiver that has moved is an error that somebody should see; and a redirect of a POST is none.
@@ -108,6 +121,14 @@ impl Channel {
             Way::Mqtt { hub, topic } => {
                 hub.tell(topic, Bytes::from(message.json()));
                 Outcome::Accepted
+            }
+            Way::Mail(mail) => {
+                let (mail, message) = (mail.clone(), message.clone());
+                let sent = tokio::task::spawn_blocking(move || mail.send(&message)).await;
+                match sent.map_err(|error| error.to_string()).and_then(|sent| sent.map_err(|error| chain(&error))) {
+                    Ok(()) => Outcome::Accepted,
+                    Err(why) => Outcome::Failed { why, wish: None },
+                }
             }
             Way::Webhook(webhook) => {
                 let Webhook { client, url, key } = webhook.as_ref();
@@ -154,7 +175,7 @@ fn signature(key: &ring::hmac::Key, body: &[u8]) -> String {
 }
 
 /// An error with all that stands behind it.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -4,6 +4,7 @@
 //! An attempt costs nobody but its channel: each has its own few attempts at a time, and what waits is on the disk.
 
 mod channel;
+mod mail;
 mod report;
 
 use std::collections::BTreeMap;
