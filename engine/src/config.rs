@@ -2,19 +2,20 @@
 
 mod alerts;
 mod http;
+mod shadow;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use device::shadow::{Policy, Rule, ShadowRules};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::gateway;
 pub use alerts::{AlertsConfig, ChannelConfig, ChannelKind, Secret};
 pub use http::{HttpConfig, LimitsConfig};
+pub use shadow::{ShadowConfig, ShadowRule, Writers};
 
 /// What is wrong with a configuration. Ends the program with status 2.
 #[derive(Debug, Error)]
@@ -194,60 +195,6 @@ impl Default for PipelinesConfig {
     }
 }
 
-/// `[shadow]`
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ShadowConfig {
-    /// What counts for some values, `[[shadow.rules]]`; the first that covers a value counts.
-    pub rules: Vec<ShadowRule>,
-}
-
-/// One of `[[shadow.rules]]`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ShadowRule {
-    /// Only in the shadow of this name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub shadow: Option<String>,
-    /// Which values: names with `.` between them; `*` stands for any name, at the end for all below.
-    pub path: String,
-    /// Who wins where both sides have changed: `server`, `device`, `lww`, `manual`, `max`, `min`, `union`.
-    #[serde(default = "server")]
-    pub policy: String,
-    /// How far apart two numbers may be and still mean the same.
-    #[serde(default)]
-    pub deadband: f64,
-}
-
-fn server() -> String {
-    Policy::Server.as_str().to_owned()
-}
-
-impl ShadowConfig {
-    /// The rules as devices use them.
-    pub fn rules(&self) -> Result<ShadowRules, ConfigError> {
-        let rule = |rule: &ShadowRule| {
-            let bad = |message| ConfigError::Value { key: "shadow.rules", message };
-            let Some(policy) = Policy::from_name(&rule.policy) else {
-                let all = Policy::ALL.map(Policy::as_str).join(", ");
-                return Err(bad(format!("{:?} is no policy; there are {all}", rule.policy)));
-            };
-            let path: Vec<String> = rule.path.split('.').map(str::to_owned).collect();
-            if path.iter().any(String::is_empty) {
-                return Err(bad(format!(
-                    "{:?} is no path; one looks like \"heating.limit\" or \"heating.*\"",
-                    rule.path
-                )));
-            }
-            if !(rule.deadband >= 0.0 && rule.deadband.is_finite()) {
-                return Err(bad(format!("the deadband of {} must be 0 or more", rule.path)));
-            }
-            Ok(Rule { shadow: rule.shadow.clone(), path, policy, deadband: rule.deadband })
-        };
-        self.rules.iter().map(rule).collect::<Result<_, _>>().map(ShadowRules)
-    }
-}
-
 impl Config {
     /// Reads a file; an unknown key is an error that names the nearest known one.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -321,6 +268,7 @@ impl Config {
         }
         self.tables.validate()?;
         self.shadow.rules()?;
+        self.shadow.writers()?;
         self.alerts.validate()?;
         self.limits.validate()?;
         Ok(())

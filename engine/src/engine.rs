@@ -147,6 +147,7 @@ impl Engine {
                     housekeeping: report,
                     told,
                     channels: config.alerts.channels.clone(),
+                    writers: Arc::new(config.shadow.writers().map_err(|e| CoreError::Other(e.to_string()))?),
                     clock,
                     repairs: Arc::new(Repairs::new()?),
                     trail: trail.clone(),

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
+use super::shadow::may_want;
 use super::{Api, Who, commands, device_id};
 use crate::groups::{GroupError, Members};
 use crate::query;
@@ -164,6 +165,7 @@ pub(super) async fn push(
         None => None,
     };
     let shadow = push.name.as_deref().unwrap_or(DEFAULT);
+    may_want((&api, &who), shadow, Some(&patch))?;
     let ask = Ask {
         shadow: shadow.into(),
         patch: Some(patch),

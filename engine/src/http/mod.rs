@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit;
 use crate::clock::Clock;
-use crate::config::ChannelConfig;
+use crate::config::{ChannelConfig, Writers};
 use crate::core::Core;
 use crate::gateway::GatewayMetrics;
 use crate::housekeeping::{self, Report};
@@ -79,6 +79,8 @@ pub struct Api {
     pub told: Arc<notify::Report>,
     /// Where they go.
     pub channels: Vec<ChannelConfig>,
+    /// Who may say what is wanted of devices.
+    pub writers: Arc<Writers>,
     /// Time.
     pub clock: Clock,
     /// Repairs and backfills.

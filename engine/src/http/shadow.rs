@@ -206,6 +206,25 @@ pub(super) async fn delete(
     change((&api, &who), (&id, &name), &how, &headers, None).await
 }
 
+/// Refuses what whoever asks may not want of a device.
+pub(super) fn may_want(
+    (api, who): (&Api, &Who),
+    shadow: &str,
+    patch: Option<&Map<String, Value>>,
+) -> Result<(), Problem> {
+    match api.writers.refuse(shadow, patch, who.role) {
+        None => Ok(()),
+        Some((path, role)) => {
+            let text = format!(
+                "what is wanted at {path} of the shadow {shadow:?} can be changed by the role {role}, and this is the role {}; \
+                 nothing was changed",
+                who.role
+            );
+            Err(Problem::new(StatusCode::FORBIDDEN, text))
+        }
+    }
+}
+
 async fn change(
     (api, who): (&Api, &Who),
     (id, name): (&str, &str),
@@ -215,6 +234,7 @@ async fn change(
 ) -> Result<Response, Problem> {
     let bad = |text: String| Problem::new(StatusCode::BAD_REQUEST, text);
     let device = device_id(id)?;
+    may_want((api, who), name, patch.as_ref())?;
     let if_dv = match headers.get(header::IF_MATCH) {
         None => how.if_dv,
         Some(value) => {

@@ -60,13 +60,22 @@ pub struct Rule {
 }
 
 impl Rule {
-    fn covers(&self, shadow: &str, path: &[Arc<str>]) -> bool {
-        if self.shadow.as_deref().is_some_and(|name| name != shadow) {
-            return false;
-        }
+    /// Whether it counts for a path.
+    pub fn covers(&self, shadow: &str, path: &[Arc<str>]) -> bool {
         let open = self.path.last().is_some_and(|last| last == "*");
         let fits = if open { path.len() >= self.path.len() } else { path.len() == self.path.len() };
-        fits && self.path.iter().zip(path).all(|(wanted, name)| wanted == "*" || *wanted == **name)
+        fits && self.is_along(shadow, path)
+    }
+
+    /// Whether it counts for a path that lies below another.
+    pub fn reaches_below(&self, shadow: &str, path: &[Arc<str>]) -> bool {
+        path.len() < self.path.len() && self.is_along(shadow, path)
+    }
+
+    /// Whether the names are the same as far as both go.
+    fn is_along(&self, shadow: &str, path: &[Arc<str>]) -> bool {
+        self.shadow.as_deref().is_none_or(|name| name == shadow)
+            && self.path.iter().zip(path).all(|(wanted, name)| wanted == "*" || *wanted == **name)
     }
 }
 

@@ -39,6 +39,8 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.store.data = dir.path().to_owned();
+        let safety = "shadow = \"app\"\npath = \"safety.*\"\nwrite = \"admin\"";
+        config.shadow.rules = vec![toml::from_str(safety).unwrap()];
         let clock: Clock = Arc::new(|| NOW);
         let project = project::check(Vec::new()).unwrap();
         let core = Arc::new(Core::open(&config, project, clock.clone(), Arc::new(Silent)).await.unwrap());
@@ -58,6 +60,7 @@ impl Lab {
             housekeeping: Arc::default(),
             told: Arc::default(),
             channels: Vec::new(),
+            writers: Arc::new(config.shadow.writers().unwrap()),
             clock,
             repairs: Arc::new(Repairs::new().unwrap()),
             trail: Arc::new(trail),

@@ -126,6 +126,39 @@ async fn changes_stand_in_the_trail_with_who_made_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_may_want_something_of_a_device_goes_by_path() {
+    let lab = Lab::new(lenient(), None).await;
+    let (engineer, operator, admin) = (lab.token(Role::Engineer), lab.token(Role::Operator), lab.token(Role::Admin));
+    let members = r#"{"devices": ["pump-1"]}"#;
+    assert_eq!(lab.ask("PUT", "/v1/groups/all", Some(&operator), members).await.status(), StatusCode::OK);
+    let (app, group) = ("/v1/devices/pump-1/shadow/app", "/v1/groups/all/shadow?name=app");
+    let (free, bound, both) = (r#"{"rate": 1}"#, r#"{"safety": {"limit": 9}}"#, r#"{"rate": 2, "safety": null}"#);
+    for (path, token, body, expected) in [
+        (app, &engineer, free, StatusCode::FORBIDDEN),
+        (app, &operator, free, StatusCode::OK),
+        (app, &operator, bound, StatusCode::FORBIDDEN),
+        (app, &operator, both, StatusCode::FORBIDDEN),
+        (group, &operator, bound, StatusCode::FORBIDDEN),
+        (group, &admin, bound, StatusCode::OK),
+        (app, &admin, bound, StatusCode::OK),
+    ] {
+        let (status, text) = lab.text("PATCH", path, Some(token), body).await;
+        assert_eq!(status, expected, "{path} {body}: {text}");
+        if status == StatusCode::FORBIDDEN {
+            let needed = if body == free { "role operator" } else { "role admin" };
+            assert!(detail(&text).contains(needed) && detail(&text).contains("nothing was changed"), "{text}");
+        }
+    }
+    assert_eq!(lab.ask("DELETE", app, Some(&operator), "").await.status(), StatusCode::FORBIDDEN);
+    let (_, text) = lab.text("GET", app, Some(&operator), "").await;
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(document["desired"], serde_json::json!({ "rate": 1, "safety": { "limit": 9 } }), "{text}");
+    let refused = acts(&lab).into_iter().rfind(|act| act.action == "shadow.delete").unwrap();
+    assert!(refused.outcome != Outcome::Ok && refused.reason.contains("safety"), "{refused:?}");
+    assert_eq!(lab.ask("DELETE", app, Some(&admin), "").await.status(), StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_stands_for_its_user_and_its_role() {
     let whose: Certificates = Arc::new(|der| match der {
         b"ada" => Ok("ada".to_owned()),
