@@ -388,6 +388,11 @@ impl State {
         self.gateways.get(device)
     }
 
+    /// All devices that speak for others, with those.
+    pub fn gateways(&self) -> &BTreeMap<String, BTreeSet<String>> {
+        &self.gateways
+    }
+
     /// What makes a certificate, by number, or all of a device, worth nothing. `uri`: the subject that the device would be.
     pub fn revoke(&self, what: &str, uri: &str, reason: &str) -> Result<Vec<Fact>, RegistryError> {
         let revoked = |serial: &Serial| Fact::Revoked { serial: serial.clone(), reason: reason.to_owned() };

@@ -64,7 +64,10 @@ pub(crate) struct Case {
     /// Channels that know that it had ended.
     #[serde(default)]
     pub(crate) ended: BTreeSet<String>,
-    /// The group of the storm that it is part of.
+    /// The groups that its device belonged to when it began.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) fleets: Vec<String>,
+    /// The storm that it is part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) storm: Option<String>,
     /// Since when nobody may be told.
@@ -90,6 +93,7 @@ impl Case {
             waiting: Vec::new(),
             paged: BTreeSet::new(),
             ended: BTreeSet::new(),
+            fleets: change.fleets.iter().map(|fleet| fleet.name.clone()).collect(),
             storm: None,
             held: None,
             behind_ns: 0,

@@ -27,6 +27,15 @@ pub enum What {
     Over,
 }
 
+/// A group of devices that a device belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fleet {
+    /// Its name.
+    pub name: String,
+    /// How many devices belong to it.
+    pub devices: u32,
+}
+
 /// A change of an incident.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Change {
@@ -63,9 +72,17 @@ pub struct Change {
     /// It is of the past: it counts for nobody but those who are told of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub past: bool,
+    /// Of one that began: the groups that the device belonged to then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fleets: Vec<Fleet>,
 }
 
 impl Change {
+    /// Whether an incident of now begins with it, if it is not known yet.
+    pub fn begins(&self) -> bool {
+        matches!(self.what, What::Fired | What::Changed | What::Escalated) && !self.past
+    }
+
     /// Of a transition; `None` if it is nobody's business.
     pub fn of(device: &str, transition: &Transition) -> Option<Self> {
         let what = match transition.event {
@@ -109,6 +126,7 @@ impl Change {
             },
             labels: Labels::parse(&transition.labels),
             past: transition.history || transition.backfilled,
+            fleets: Vec::new(),
         })
     }
 }

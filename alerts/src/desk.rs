@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::case::{Case, Rung, Whom};
 use crate::change::{Change, What};
 use crate::flap::Flap;
+use crate::gateways::Gateways;
 use crate::group::{Group, News};
 use crate::inhibit::Sources;
 use crate::matcher::Facts;
@@ -47,6 +48,13 @@ pub enum Happening {
     Silence(Silence),
     /// A silence ends before its time.
     Unsilence(SilenceId),
+    /// A gateway is away, and these devices cannot be heard without it; none: it is back.
+    Gateway {
+        /// Which.
+        device: String,
+        /// Those behind it.
+        children: BTreeSet<String>,
+    },
     /// A receiver has accepted a message.
     Accepted {
         /// By which channel.
@@ -110,9 +118,11 @@ pub struct Desk {
     /// By what their incidents have in common.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     groups: BTreeMap<String, Group>,
-    /// By group.
+    /// By [`storm_key`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     storms: BTreeMap<String, Storm>,
+    #[serde(default, skip_serializing_if = "Gateways::is_empty")]
+    gateways: Gateways,
     silences: BTreeMap<SilenceId, Silence>,
     last_silence: u64,
     /// By channel and number.
@@ -163,6 +173,10 @@ impl Desk {
                 self.silences.remove(id);
                 all = true;
             }
+            Happening::Gateway { device, children } => {
+                self.gateways.note(now, device, children);
+                all = true;
+            }
             Happening::Accepted { channel, number } => {
                 if let Some(queue) = self.outbox.get_mut(channel) {
                     queue.remove(number);
@@ -170,6 +184,7 @@ impl Desk {
                 return out;
             }
         }
+        all |= self.gateways.settle(now);
         for (id, silence) in self.silences.extract_if(.., |_, silence| silence.end <= now) {
             out.push(Effect::SilenceEnded(id, silence));
         }
@@ -213,12 +228,19 @@ impl Desk {
         }
         let flaps = self.flaps.get(&key).is_some_and(Flap::flaps);
         // One of the past begins here when it has reached the present.
-        let begins_now = matches!(change.what, What::Fired | What::Changed | What::Escalated);
-        if is_new && begins_now && !change.past {
-            let group = group_of(&self.settings, case);
-            if self.storms.entry(group.clone()).or_default().note(now, &group, &change.device) {
-                case.storm = Some(group);
+        if is_new && change.begins() {
+            let kind = group_of(&self.settings, case);
+            let all = self.storms.entry(kind.clone()).or_insert_with(Storm::of_all);
+            let mut storm = all.note(now, &kind, &change.device).then_some(kind.clone());
+            for fleet in &change.fleets {
+                let key = storm_key(&kind, Some(&fleet.name));
+                let of = self.storms.remove(&key).map_or_else(|| Storm::of(fleet), |of| of.sized(fleet.devices));
+                let of = self.storms.entry(key.clone()).or_insert(of);
+                if of.note(now, &key, &change.device) {
+                    storm.get_or_insert(key);
+                }
             }
+            case.storm = storm;
         }
         // Worse than the rest, or worse after the rest.
         if change.what == What::Escalated
@@ -344,11 +366,16 @@ impl Desk {
         let ages = ages.map(|message| message.at.plus(self.settings.max_age_ns));
         let ends = self.silences.values().map(|silence| silence.end);
         let starts = self.silences.values().map(|silence| silence.start).filter(|start| *start > self.now);
-        let flaps = self.flaps.values().filter_map(Flap::due);
+        let flaps = self.flaps.values().filter_map(Flap::due).chain(self.gateways.due());
         let storms = self.storms.values().filter_map(Storm::due);
         let groups = self.groups.values().filter_map(Group::due);
         let cases = cases.chain(groups);
         cases.chain(ages).chain(ends).chain(starts).chain(flaps).chain(storms).min()
+    }
+
+    /// The gateways that are away, with those behind each.
+    pub fn gateways(&self) -> BTreeMap<String, BTreeSet<String>> {
+        self.gateways.away()
     }
 
     /// Why nobody is told of such an incident at a time.
@@ -356,6 +383,9 @@ impl Desk {
         let holds = |silence: &Silence| silence.is_active(now) && silence.holds(facts);
         if let Some((id, _)) = self.silences.iter().find(|(_, silence)| holds(silence)) {
             return Some(MutedBy::Silence(*id));
+        }
+        if let Some(gateway) = self.gateways.of(facts.device) {
+            return Some(MutedBy::Gateway(gateway.to_owned()));
         }
         let source = self.sources.inhibits(&self.settings.inhibit, facts);
         source.map(|incident| MutedBy::Incident(incident.to_owned()))
@@ -432,6 +462,11 @@ fn group_of(settings: &Settings, case: &Case) -> String {
     let Some(names) = settings.groups.get(&case.rule) else { return case.rule.clone() };
     let facts = case.facts();
     names.iter().map(|name| format!("{name}={}", facts.get(name))).collect::<Vec<_>>().join(",")
+}
+
+/// What a storm is known by: what its incidents have in common, and the group of devices, if it is in one.
+fn storm_key(kind: &str, fleet: Option<&str>) -> String {
+    fleet.map_or_else(|| kind.to_owned(), |fleet| format!("{kind}\u{1f}{fleet}"))
 }
 
 fn lane(device: &str, rule: &str) -> String {

@@ -5,7 +5,7 @@
 //! - `settings`: who is reached by which channel.
 //! - `case`: one incident and those who were told of it. `desk`: all of them, and the messages on their way (the outbox).
 //! - `flap`: alerts that come and go. `inhibit`: incidents that make others not worth telling.
-//! - `group`: what is told together.
+//! - `gateways`: those that are away, and the devices behind them. `group`: what is told together.
 //! - `storm`: so many at once that they are one.
 //! - `message`: what is sent.
 //! - `courier`: when a message to one channel is tried, and when again.
@@ -21,6 +21,7 @@ mod compare;
 mod courier;
 mod desk;
 mod flap;
+mod gateways;
 mod group;
 mod inhibit;
 mod keeper;
@@ -34,7 +35,7 @@ mod storm;
 mod tests;
 mod time;
 
-pub use change::{Change, What};
+pub use change::{Change, Fleet, What};
 pub use compare::{Difference, compare};
 pub use courier::{Courier, Next, Patience};
 pub use desk::{Counts, Desk, Effect, Happening};
@@ -45,5 +46,5 @@ pub use message::{About, Member, Message};
 pub use rerun::{Incident, Rerun};
 pub use settings::Settings;
 pub use silence::{MAX_SILENCE, MAX_SILENCES, MutedBy, Silence, SilenceError, SilenceId};
-pub use storm::StormFacts;
+pub use storm::{LARGEST_FLEET, StormFacts};
 pub use time::shown;

@@ -146,6 +146,8 @@ struct Payload<'a> {
 #[derive(Serialize)]
 struct StormPayload<'a> {
     count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<&'a str>,
     devices: &'a [String],
     last: String,
     open: u64,
@@ -169,8 +171,9 @@ impl Message {
             return self.group_text();
         }
         let storm = self.storm.as_ref().map_or(String::new(), |storm| {
-            let StormFacts { count, devices, open, .. } = storm;
-            format!("{count} incidents since {since}, {open} of them open, first of all {}", devices.join(", "))
+            let StormFacts { count, devices, open, fleet, .. } = storm;
+            let of = fleet.as_ref().map_or(String::new(), |name| format!(" in group {name}"));
+            format!("{count} incidents{of} since {since}, {open} of them open, first of all {}", devices.join(", "))
         });
         match self.about {
             About::Storm => format!("{rule}: a storm, {storm}; nobody is told of each"),
@@ -220,6 +223,7 @@ impl Message {
             more: self.more,
             storm: self.storm.as_ref().map(|storm| StormPayload {
                 count: storm.count,
+                group: storm.fleet.as_deref(),
                 devices: &storm.devices,
                 last: shown(storm.last),
                 open: storm.open,

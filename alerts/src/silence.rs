@@ -46,6 +46,8 @@ pub enum MutedBy {
     Silence(SilenceId),
     /// Another incident makes it not worth telling.
     Incident(String),
+    /// Its device cannot be heard, because this gateway is away.
+    Gateway(String),
 }
 
 impl fmt::Display for MutedBy {
@@ -53,6 +55,7 @@ impl fmt::Display for MutedBy {
         match self {
             Self::Silence(id) => write!(f, "silence {id}"),
             Self::Incident(id) => write!(f, "incident {id}"),
+            Self::Gateway(id) => write!(f, "gateway {id} is away"),
         }
     }
 }

@@ -6,10 +6,20 @@ use device::alert::IncidentId;
 use device::time::{SECOND, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::change::Fleet;
 use crate::time::nanos;
 
 /// More new incidents than this within [`WITHIN`] are a storm.
-const MOST: usize = 100;
+pub(crate) const MOST: usize = 100;
+
+/// More than this share of a group of devices, too: a fifth.
+const SHARE: usize = 5;
+
+/// But no fewer than one more than this: two of three devices are no storm.
+const FEWEST: usize = 4;
+
+/// In a group with so many devices [`MOST`] is reached no later than its share.
+pub const LARGEST_FLEET: usize = MOST * SHARE;
 
 /// Within so long, in nanoseconds: a minute.
 const WITHIN: i64 = 60 * SECOND;
@@ -28,6 +38,9 @@ const NAMED: usize = 10;
 pub struct StormFacts {
     /// How many incidents, also those that were told of before it was one.
     pub count: u64,
+    /// The group of devices in which it is; none: in all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<String>,
     /// The devices with most of them.
     pub devices: Vec<String>,
     /// When the last one began, by the engine's clock.
@@ -49,21 +62,51 @@ struct Raging {
 }
 
 /// The new incidents of one group.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Storm {
-    /// When the last ones began, by the engine's clock: at most one more than [`MOST`].
+    /// More than this within [`WITHIN`] are a storm.
+    #[serde(default = "most")]
+    most: usize,
+    /// The group of devices that it is about; none: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fleet: Option<String>,
+    /// When the last ones began, by the engine's clock: at most one more than `most`.
     starts: VecDeque<i64>,
     devices: VecDeque<String>,
     #[serde(default)]
     raging: Option<Raging>,
 }
 
+fn most() -> usize {
+    MOST
+}
+
 impl Storm {
+    /// Of incidents of all devices.
+    pub(crate) fn of_all() -> Self {
+        Self { most: MOST, fleet: None, starts: VecDeque::new(), devices: VecDeque::new(), raging: None }
+    }
+
+    /// Of incidents in a group of devices.
+    pub(crate) fn of(fleet: &Fleet) -> Self {
+        Self { fleet: Some(fleet.name.clone()), ..Self::of_all() }.sized(fleet.devices)
+    }
+
+    /// As many devices belong to its group now.
+    pub(crate) fn sized(self, devices: u32) -> Self {
+        Self { most: (devices as usize / SHARE).clamp(FEWEST, MOST), ..self }
+    }
+
+    /// The group of devices that it is about; none: all.
+    pub(crate) fn fleet(&self) -> Option<&str> {
+        self.fleet.as_deref()
+    }
+
     /// A new incident. True: it is part of a storm.
     pub(crate) fn note(&mut self, now: Timestamp, group: &str, device: &str) -> bool {
         self.starts.push_back(now.0);
         self.devices.push_back(device.to_owned());
-        while self.starts.len() > MOST + 1 {
+        while self.starts.len() > self.most + 1 {
             self.starts.pop_front();
             self.devices.pop_front();
         }
@@ -73,7 +116,7 @@ impl Storm {
                 raging.count += 1;
                 count(&mut raging.devices, device);
             }
-            None if self.starts.len() > MOST && soon => {
+            None if self.starts.len() > self.most && soon => {
                 let since = self.starts.front().map_or(now, |first| Timestamp(*first));
                 let id = IncidentId::of(group, 0, "storm", since).to_string();
                 let mut devices = BTreeMap::new();
@@ -102,6 +145,7 @@ impl Storm {
         devices.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), *name));
         Some(StormFacts {
             count: raging.count,
+            fleet: self.fleet.clone(),
             devices: devices.into_iter().take(NAMED).map(|(name, _)| name.clone()).collect(),
             last: self.starts.back().map_or(raging.since, |last| Timestamp(*last)),
             open,
@@ -112,7 +156,7 @@ impl Storm {
     pub(crate) fn due(&self) -> Option<Timestamp> {
         self.raging.as_ref()?;
         // From then on no minute holds more than half.
-        let at = self.starts.len().checked_sub(MOST / 2 + 1)?;
+        let at = self.starts.len().checked_sub(self.most / 2 + 1)?;
         self.starts.get(at).map(|start| Timestamp(*start).plus(WITHIN + CALM))
     }
 

@@ -2,6 +2,7 @@
 //!
 //! `weir run` puts listeners in front of it; `weir audit --data` opens it without.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,6 +35,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::fleets::Fleets;
 use crate::groups::Groups;
 use crate::holds::Holds;
 use crate::notify::{self, Ear};
@@ -104,6 +106,8 @@ pub struct Core {
     project: RwLock<(Arc<Project>, Arc<Catalog>)>,
     /// Groups of devices.
     pub groups: Arc<Groups>,
+    /// The same by device.
+    pub fleets: Arc<Fleets>,
     registry: Arc<Registry>,
     /// The data directory.
     root: PathBuf,
@@ -161,6 +165,9 @@ impl Core {
         let registry = Arc::new(Registry::new(project_file(&root)));
         let peers = Arc::new(peers::Local::default());
         let desk = Arc::new(Keeper::open(log.clone())?);
+        let groups = Arc::new(Groups::open(&root).map_err(|error| CoreError::Other(error.to_string()))?);
+        let fleets = Arc::new(Fleets::default());
+        fleets.take(&groups, &BTreeMap::new());
         let opener = Opener {
             projects: {
                 let registry = registry.clone();
@@ -175,7 +182,7 @@ impl Core {
             shards,
             peers: peers.clone(),
             shadow_rules: Arc::new(config.shadow.rules().map_err(|error| CoreError::Other(error.to_string()))?),
-            listener: Arc::new(Ear { keeper: desk.clone(), clock: clock.clone() }),
+            listener: Arc::new(Ear { keeper: desk.clone(), fleets: fleets.clone(), clock: clock.clone() }),
         };
 
         schemas::allowed(&schemas::known(&root)?, &loaded.project, &loaded.files)?;
@@ -221,7 +228,8 @@ impl Core {
             holds: Arc::default(),
             desk,
             project: RwLock::new((project, catalog)),
-            groups: Arc::new(Groups::open(&root).map_err(|error| CoreError::Other(error.to_string()))?),
+            groups,
+            fleets,
             registry,
             root,
             going_over: tokio::sync::Mutex::new(()),

@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::core::{Core, CoreError};
+use crate::fleets;
 use crate::gateway::{Gateway, GatewayConfig, Hub, Limits};
+use crate::gateways;
 use crate::housekeeping;
 use crate::http::{self, Api, Guard};
 use crate::ledger::{self, Books};
@@ -90,6 +92,13 @@ impl Engine {
         let gateway = Gateway::start(listeners, hub.clone(), core.node.clone(), clock.clone(), random)
             .map_err(|e| CoreError::Other(e.to_string()))?;
         let stop = CancellationToken::new();
+        if let Some(trust) = &trust {
+            let who = (hub.clone(), core.desk.clone());
+            tokio::spawn(gateways::watch(trust.registry().clone(), who, clock.clone(), stop.clone()));
+        }
+        let memory = query::runtime(config.limits.query_memory).map_err(|e| other(&e))?;
+        let bounds = Bounds { rows: config.limits.query_rows, time: config.limits.query_time };
+        tokio::spawn(fleets::follow(core.clone(), memory.clone(), bounds, stop.clone()));
         let following =
             trust.clone().map(|trust| tokio::spawn(trust.follow(hub, gateway.tls().cloned(), stop.clone())));
         let books = Arc::new(Books::new(core.clone(), gateway.metrics()));
@@ -139,8 +148,8 @@ impl Engine {
                 );
                 let api = Api {
                     core: core.clone(),
-                    runtime: query::runtime(config.limits.query_memory).map_err(|e| CoreError::Other(e.to_string()))?,
-                    bounds: Bounds { rows: config.limits.query_rows, time: config.limits.query_time },
+                    runtime: memory,
+                    bounds,
                     gateway: gateway.metrics(),
                     books: books.clone(),
                     deployments,

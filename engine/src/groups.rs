@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use device::id::DeviceId;
 use parking_lot::Mutex;
@@ -62,6 +63,7 @@ struct Stored {
 pub struct Groups {
     path: PathBuf,
     all: Mutex<BTreeMap<String, Members>>,
+    revision: AtomicU64,
 }
 
 impl Groups {
@@ -84,7 +86,7 @@ impl Groups {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(failed(error.to_string())),
         };
-        Ok(Self { path, all: Mutex::new(all) })
+        Ok(Self { path, all: Mutex::new(all), revision: AtomicU64::new(0) })
     }
 
     /// Every group.
@@ -114,6 +116,29 @@ impl Groups {
             }
         }
         of
+    }
+
+    /// Changes with every change.
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// The groups that are lists of no more than so many devices.
+    pub fn lists(&self, longest: usize) -> Vec<(String, Vec<String>)> {
+        let short = |(name, members): (&String, &Members)| match members {
+            Members::Devices(devices) if devices.len() <= longest => Some((name.clone(), devices.clone())),
+            _ => None,
+        };
+        self.all.lock().iter().filter_map(short).collect()
+    }
+
+    /// The groups that are queries.
+    pub fn queries(&self) -> Vec<(String, String)> {
+        let query = |(name, members): (&String, &Members)| match members {
+            Members::Sql(sql) => Some((name.clone(), sql.clone())),
+            Members::Devices(_) => None,
+        };
+        self.all.lock().iter().filter_map(query).collect()
     }
 
     /// One group.
@@ -163,6 +188,7 @@ impl Groups {
         }
         write_new(&self.path, &bytes).map_err(|error| failed(error.to_string()))?;
         *all = stored.groups;
+        self.revision.fetch_add(1, Ordering::AcqRel);
         Ok(there)
     }
 }

@@ -12,7 +12,7 @@
 //! - [`http`]: the API, and who may ask for what of it. [`query`], [`audit`]: what it and the command line answer with.
 //! - [`housekeeping`]: retention and compaction. [`holds`]: who needs which times of which tables.
 //! - [`repair`]: partitions of pipelines computed once more, and rows as they come.
-//! - [`notify`]: messages about incidents on their way to receivers.
+//! - [`notify`]: messages about incidents on their way to receivers. [`fleets`], `gateways`: what they have to know of the fleet.
 //! - [`project`]: the pipeline project in the data directory. [`schemas`]: what its streams may become; `majors`: views over
 //!   their major versions. `provision`: their first certificates. [`ca`], [`guard`], `trust`: certificates of
 //!   the device listener, whom they let in, and what becomes of that while it is open.
@@ -28,7 +28,9 @@ pub mod config;
 pub mod core;
 pub mod engine;
 pub mod fleet;
+pub mod fleets;
 pub mod gateway;
+mod gateways;
 pub mod groups;
 pub mod guard;
 pub mod holds;

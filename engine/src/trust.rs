@@ -68,6 +68,11 @@ impl Trust {
         ca::server_config(&files, ca::verifier(&authority, &self.registry, now, optional)?)
     }
 
+    /// What is known of certificates and of those who hold them.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
     /// The device listener's configuration as of now.
     pub(crate) fn devices(&self) -> Result<Arc<ServerConfig>, CaError> {
         self.config(self.given.0.as_ref(), self.insecure)

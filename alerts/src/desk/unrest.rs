@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use device::time::Timestamp;
 
-use super::{Desk, Effect, lane, post};
-use crate::case::{Rung, Whom};
+use super::{Desk, Effect, lane, post, storm_key};
+use crate::case::{Case, Rung, Whom};
 use crate::change::Change;
 use crate::flap::Flap;
 use crate::message::{About, Message};
@@ -68,7 +68,11 @@ impl Desk {
         let mut open = 0;
         let mut severity = "";
         let mut rule = "";
-        for case in self.cases.values().filter(|case| case.is_open() && self.group_of(case) == group) {
+        let in_it = |case: &&Case| {
+            let key = storm_key(&self.group_of(case), storm.fleet());
+            case.is_open() && key == group && storm.fleet().is_none_or(|name| case.fleets.iter().any(|of| of == name))
+        };
+        for case in self.cases.values().filter(in_it) {
             rule = &case.rule;
             open += 1;
             severity = &case.severity;

@@ -1,6 +1,7 @@
 //! Who is told, and when.
 
 use super::*;
+use crate::change::Fleet;
 use crate::inhibit::Inhibit;
 use crate::matcher::{Facts, Matcher};
 use crate::silence::{MAX_SILENCE, MutedBy, Silence, SilenceError, SilenceId};
@@ -309,4 +310,74 @@ fn silences_that_cannot_be_are_refused() {
     }
     assert_eq!(check(Silence { author: " ".into(), ..good.clone() }), SilenceError::Text("author"));
     assert_eq!(check(Silence { reason: "x".repeat(1001), ..good }), SilenceError::Text("reason"));
+}
+
+/// The incident `n` begins in a device of these groups, and somebody is to be told.
+fn in_fleets(script: &mut Script, n: u64, seconds: i64, fleets: &[(&str, u32)]) -> Vec<String> {
+    let fleets = fleets.iter().map(|(name, devices)| Fleet { name: (*name).to_owned(), devices: *devices }).collect();
+    let fired = Change { fleets, ..change(n, 1, seconds, What::Fired) };
+    script.hear(seconds, vec![fired, told(n, 2, seconds, "oncall")])
+}
+
+#[test]
+fn more_than_a_fifth_of_a_group_of_devices_is_a_storm_of_that_group() {
+    let mut script = Script::new();
+    // Of 30 devices, 6 are told of by themselves.
+    let line = [("line-1", 30)];
+    let said: Vec<String> = (1..=9).flat_map(|n| in_fleets(&mut script, n, 10 + n as i64, &line)).collect();
+    assert_eq!(said.len(), 7, "{said:?}");
+    assert!(said[..6].iter().all(|said| said.contains(" page ")) && said[6].starts_with("17 storm a "), "{said:?}");
+    let storm = script.desk.outbox("a", 6).next().unwrap().clone();
+    let facts = storm.storm.clone().unwrap();
+    assert_eq!((facts.count, facts.open, facts.fleet.as_deref()), (7, 7, Some("line-1")));
+    assert!(storm.text().starts_with("hot: a storm, 7 incidents in group line-1 since "), "{}", storm.text());
+    let json: serde_json::Value = serde_json::from_slice(&storm.json()).unwrap();
+    assert_eq!(json["storm"]["group"], "line-1");
+    // Others are told of as ever, also those of another group.
+    assert_eq!(in_fleets(&mut script, 50, 20, &[]), ["20 page a 32-2"]);
+    assert_eq!(in_fleets(&mut script, 51, 20, &[("line-2", 30)]), ["20 page a 33-2"]);
+    let over = script.until(1000);
+    assert!(over.len() == 1 && over[0].contains(" storm_over a "), "{over:?}");
+    let facts = script.desk.outbox("a", 9).next().unwrap().storm.clone().unwrap();
+    assert_eq!((facts.count, facts.open), (9, 9), "the two beside are none of it");
+}
+
+#[test]
+fn few_devices_are_no_storm_and_a_group_that_grows_is_taken_as_it_is() {
+    let mut script = Script::new();
+    // Four of five, and as slowly as one a minute.
+    let said: Vec<String> = (1..=4).flat_map(|n| in_fleets(&mut script, n, 1, &[("cell", 5)])).collect();
+    assert!(said.iter().all(|said| said.contains(" page ")), "{said:?}");
+    let slow: Vec<String> = (5..=20).flat_map(|n| in_fleets(&mut script, n, 61 * n as i64, &[("cell", 5)])).collect();
+    assert!(slow.iter().all(|said| said.contains(" page ")), "{slow:?}");
+    let grown: Vec<String> = (30..=40).flat_map(|n| in_fleets(&mut script, n, 2000, &[("cell", 50)])).collect();
+    assert_eq!((grown.len(), grown.iter().filter(|said| said.contains(" storm ")).count()), (11, 1), "{grown:?}");
+}
+
+#[test]
+fn nobody_is_told_of_devices_behind_a_gateway_that_is_away() {
+    let mut script = Script::new();
+    let behind = |names: &[&str]| Happening::Gateway {
+        device: "gw".to_owned(),
+        children: names.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    script.happen(1, behind(&["d1", "d2"]));
+    assert!(script.hear(2, vec![change(1, 1, 2, What::Fired), told(1, 2, 2, "oncall")]).is_empty());
+    assert_eq!(script.hear(3, vec![change(3, 1, 3, What::Fired), told(3, 2, 3, "oncall")]), ["3 page a 3-2"]);
+    let labels = crate::Labels::parse("");
+    let facts = Facts { rule: "any", device: "d2", severity: "critical", labels: &labels.0 };
+    assert_eq!(script.desk.muted(at(3), &facts), Some(MutedBy::Gateway("gw".to_owned())));
+    assert_eq!(script.desk.gateways().into_keys().collect::<Vec<_>>(), ["gw"]);
+    // It is back: whoever is well again within a minute is nobody's business.
+    assert!(script.hear(10, vec![change(2, 1, 10, What::Fired), told(2, 2, 10, "oncall")]).is_empty());
+    assert!(script.happen(20, behind(&[])).is_empty());
+    assert!(script.desk.gateways().is_empty());
+    assert!(script.hear(50, vec![change(2, 3, 50, What::Over)]).is_empty());
+    assert_eq!(script.until(200), ["80 page a 1-2"]);
+    // Away again before the minute is over.
+    script.happen(300, behind(&["d1"]));
+    script.happen(310, behind(&[]));
+    script.happen(320, behind(&["d1"]));
+    assert!(script.hear(400, vec![told(1, 5, 400, "lead")]).is_empty());
+    assert!(script.until(1000).is_empty());
 }

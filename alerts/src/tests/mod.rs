@@ -44,6 +44,7 @@ fn change(incident: u64, number: u64, seconds: i64, what: What) -> Change {
         to: Vec::new(),
         labels: crate::Labels::parse("team=plant"),
         past: false,
+        fleets: Vec::new(),
     }
 }
 

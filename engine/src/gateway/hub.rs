@@ -134,6 +134,11 @@ impl Hub {
         }
     }
 
+    /// Whether a client of this name is connected.
+    pub(crate) fn is_online(&self, client: &str) -> bool {
+        self.sessions.lock().get(client).is_some_and(|session| session.online())
+    }
+
     fn find(&self, client: &Arc<str>) -> Result<Arc<Session>, Fault> {
         let mut sessions = self.sessions.lock();
         if let Some(session) = sessions.get(client) {

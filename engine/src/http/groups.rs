@@ -1,9 +1,5 @@
 //! `/v1/groups`: groups of devices, and what is wanted of all of them at once.
 
-use std::collections::BTreeSet;
-
-use arrow::array::AsArray;
-use arrow::datatypes::DataType;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -18,8 +14,8 @@ use serde_json::{Map, Value, json};
 use super::problem::Problem;
 use super::shadow::may_want;
 use super::{Api, Who, commands, device_id};
+use crate::fleets::{MembersError, named_by};
 use crate::groups::{GroupError, Members};
-use crate::query;
 
 /// Devices that are asked at the same time.
 const AT_ONCE: usize = 64;
@@ -33,6 +29,15 @@ impl From<GroupError> for Problem {
             GroupError::File { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())
+    }
+}
+
+impl From<MembersError> for Problem {
+    fn from(error: MembersError) -> Self {
+        match error {
+            MembersError::Query(error) => error.into(),
+            MembersError::Answer(text) => Self::new(StatusCode::BAD_REQUEST, text),
+        }
     }
 }
 
@@ -55,25 +60,7 @@ async fn members(api: &Api, name: &str) -> Result<Vec<DeviceId>, Problem> {
         Members::Devices(devices) => return devices.iter().map(|device| device_id(device)).collect(),
         Members::Sql(sql) => sql,
     };
-    named_by(api, &sql).await
-}
-
-async fn named_by(api: &Api, sql: &str) -> Result<Vec<DeviceId>, Problem> {
-    let context = query::over_engine(&api.core, api.runtime.clone()).await?;
-    let table = query::run(&context, sql, api.bounds).await?;
-    let Some((at, _)) = table.schema.column_with_name("device") else {
-        let text = "the query of a group has a column `device`: SELECT device FROM devices WHERE ..";
-        return Err(Problem::new(StatusCode::BAD_REQUEST, text));
-    };
-    let mut all = BTreeSet::new();
-    for batch in &table.batches {
-        let names = arrow::compute::cast(batch.column(at), &DataType::Utf8)
-            .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the column `device`: {error}")))?;
-        for name in names.as_string::<i32>().iter().flatten() {
-            all.insert(device_id(name)?);
-        }
-    }
-    Ok(all.into_iter().collect())
+    Ok(named_by(&api.core, api.runtime.clone(), api.bounds, &sql).await?)
 }
 
 pub(super) async fn show(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
@@ -97,7 +84,7 @@ pub(super) async fn set(
     })?;
     if let Members::Sql(sql) = &members {
         // What cannot be asked is refused now rather than when it is needed.
-        named_by(&api, sql).await?;
+        named_by(&api.core, api.runtime.clone(), api.bounds, sql).await?;
     }
     api.core.groups.set(&name, Some(members))?;
     show(State(api), Path(name)).await

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::config::AlertsConfig;
+use crate::fleets::Fleets;
 use crate::gateway::Hub;
 pub use channel::ChannelError;
 use channel::{Channel, Outcome};
@@ -42,6 +43,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 pub struct Ear {
     /// Who keeps it.
     pub keeper: Arc<Keeper>,
+    /// The groups of devices.
+    pub fleets: Arc<Fleets>,
     /// Time.
     pub clock: Clock,
 }
@@ -53,7 +56,10 @@ impl Listener for Ear {
             return;
         }
         let all = transitions.iter().flat_map(|(device, all)| all.iter().map(|one| (device.as_str(), one)));
-        let changes: Vec<_> = all.filter_map(|(device, one)| alerts::Change::of(device, one)).collect();
+        let mut changes: Vec<_> = all.filter_map(|(device, one)| alerts::Change::of(device, one)).collect();
+        for change in changes.iter_mut().filter(|change| change.begins()) {
+            change.fleets = self.fleets.of(&change.device);
+        }
         let is_new = |desk: &alerts::Desk| position.0 > desk.heard(shard.0);
         if !changes.is_empty() && self.keeper.with(is_new) {
             self.keeper.happen((self.clock)(), Happening::Heard { shard: shard.0, position: position.0, changes });
