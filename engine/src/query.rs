@@ -156,6 +156,7 @@ async fn of_project(context: &SessionContext, project: &Project) -> Result<(), Q
         context.register_batch(&decl.name, decl.rows.clone())?;
     }
     crate::majors::register(context, project).await?;
+    crate::views::register(context, project).await?;
     Ok(())
 }
 
