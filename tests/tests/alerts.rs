@@ -433,7 +433,8 @@ fn run(rule: &Rule, actions: &[Action]) -> World {
 #[test]
 fn transitions_follow_from_the_log() {
     let seen = std::cell::RefCell::new(BTreeMap::<(&str, bool), usize>::new());
-    let config = ProptestConfig { cases: 1500, max_shrink_iters: 20_000, ..ProptestConfig::default() };
+    let cases = std::env::var("WEIR_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(3000);
+    let config = ProptestConfig { cases, max_shrink_iters: 20_000, ..ProptestConfig::default() };
     let histories = (rule(), prop::collection::vec(action(), 1..160));
     let outcome = TestRunner::new(config).run(&histories, |(rule, actions)| {
         for transition in run(&rule, &actions).transitions {
