@@ -152,7 +152,7 @@ class Seq:
 
 
 def alerts(engine):
-    return json.loads(engine.http("/v1/alerts?all=true")[1])["alerts"]
+    return json.loads(engine.http("/v1/alerts?limit=1000")[1])["alerts"]
 
 
 def main(folder):
