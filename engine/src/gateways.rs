@@ -49,7 +49,7 @@ fn news(
 }
 
 /// Watches gateways until the engine stops.
-pub async fn watch(
+pub(crate) async fn watch(
     registry: Arc<Registry>,
     (hub, desk): (Arc<Hub>, Arc<Keeper>),
     clock: Clock,

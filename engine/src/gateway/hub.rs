@@ -19,7 +19,7 @@ use super::outgoing::{Bounds, Dropped};
 use super::retained::Retained;
 use super::session::{Core, Session};
 use super::topic::Filter;
-use super::trie::{Entry, Trie};
+use super::trie::{Entry, Subscriber, Trie};
 use crate::bus::Bus;
 
 /// How long a connection waits for its predecessor to leave. That one only has to notice.

@@ -164,7 +164,7 @@ impl Subscriber for Arc<Session> {
         self.number
     }
 
-    pub(crate) fn online(&self) -> bool {
+    fn online(&self) -> bool {
         self.online.load(Ordering::Acquire)
     }
 }
