@@ -174,6 +174,7 @@ def main(folder):
         return done.stdout
 
     certs = folder / "certs"
+    weir("ca", "init", "--data", str(data))
     for name, more in (("gw", ("--gateway", "--child", "m1")), ("own", ())):
         weir("ca", "issue", name, *more, "--out", str(certs), "--data", str(data))
     engine.start()
@@ -185,6 +186,7 @@ def main(folder):
     until("the mail server is tried", lambda: post.refused >= 1)
     until("the webhook is told", lambda: len(hook.messages) == 1)
     engine.kill()
+    client.loop_stop()
     post.refuses = False
     engine.start()
     client = publisher(engine.mqtt_port, "bench")
