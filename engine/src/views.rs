@@ -107,7 +107,7 @@ mod tests {
             ("ts_ingest", times(ingest)),
             ("clock_err_ns", none),
             ("clock_q", Arc::new(UInt8Array::from(q.to_vec()))),
-            ("Value", Arc::new(Int64Array::from(seq.to_vec()))),
+            ("value", Arc::new(Int64Array::from(seq.to_vec()))),
         ];
         RecordBatch::try_from_iter_with_nullable(all.into_iter().map(|(name, column)| (name, column, true))).unwrap()
     }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     fn project() -> Project {
-        let text = "CREATE STREAM telemetry (\"Value\" BIGINT);".to_owned();
+        let text = "CREATE STREAM telemetry (value BIGINT);".to_owned();
         sql::check(&[sql::SourceFile { name: "p.sql".to_owned(), text }]).unwrap()
     }
 
@@ -132,9 +132,9 @@ mod tests {
         let batch = rows(&["a", "a", "a", "old", "b"], &[1, 2, 3, 4, 5], &ts, &ts, &ts, &[0; 5]);
         context.register_batch("telemetry", batch).unwrap();
         register(&context, &project()).await.unwrap();
-        let sql = "SELECT device, seq, \"Value\" FROM telemetry_last ORDER BY device";
+        let sql = "SELECT device, seq, value FROM telemetry_last ORDER BY device";
         assert_eq!(shown(&context, sql).await, ["a|2|2", "b|5|5"]);
-        assert_eq!(shown(&context, "SELECT device FROM telemetry_last WHERE \"Value\" > 3").await, ["b"]);
+        assert_eq!(shown(&context, "SELECT device FROM telemetry_last WHERE value > 3").await, ["b"]);
         assert!(!context.table_exist("telemetry_corrected").unwrap(), "there are no clocks");
     }
 
@@ -159,7 +159,7 @@ mod tests {
         ];
         context.register_batch(CLOCK, RecordBatch::try_from_iter(clocks).unwrap()).unwrap();
         register(&context, &project()).await.unwrap();
-        let sql = "SELECT seq, arrow_cast(ts, 'Int64') / 1000000000 AS ts, clock_q, clock_err_ns, \"Value\" \
+        let sql = "SELECT seq, arrow_cast(ts, 'Int64') / 1000000000 AS ts, clock_q, clock_err_ns, value \
                    FROM telemetry_corrected ORDER BY seq";
         let expected = [
             // Ten and nine seconds before the measurement, at 500 ppm.
