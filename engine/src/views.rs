@@ -126,7 +126,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_newest_row_of_each_device() {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+        let now = crate::clock::now().0 / SECOND;
         let context = SessionContext::new();
         let ts = [now - 30, now - 10, now - 20, now - 8 * 86_400, now - 10];
         let batch = rows(&["a", "a", "a", "old", "b"], &[1, 2, 3, 4, 5], &ts, &ts, &ts, &[0; 5]);
