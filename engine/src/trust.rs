@@ -7,7 +7,6 @@ use std::sync::{Arc, OnceLock};
 use access::audit::Audit;
 use access::authority;
 use access::registry::Registry;
-use access::users::Users;
 use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +16,7 @@ use crate::config::Config;
 use crate::gateway::{Hub, TlsSettings};
 use crate::guard::{self, Guard};
 use crate::http;
+use crate::login::Login;
 use crate::provision::Provisioning;
 
 /// Everything that TLS configurations are made of.
@@ -28,7 +28,8 @@ pub(crate) struct Trust {
     /// Certificates that were given to the engine, instead of one of its own authority.
     given: (Option<Files>, Option<Files>),
     names: Vec<String>,
-    insecure: bool,
+    /// Whether a client of the device listener needs no certificate.
+    optional: bool,
     clock: Clock,
     pub(crate) guard: Arc<Guard>,
     /// That of the HTTP listener as of now.
@@ -37,7 +38,7 @@ pub(crate) struct Trust {
 
 impl Trust {
     /// Opens authority and registry of the data directory; makes them if they are not there.
-    pub(crate) fn open(config: &Config, clock: Clock, audit: Arc<Audit>, users: Arc<Users>) -> Result<Self, CaError> {
+    pub(crate) fn open(config: &Config, clock: Clock, audit: Arc<Audit>, login: &Arc<Login>) -> Result<Self, CaError> {
         let data = config.store.data.clone();
         let authority = ca::authority(&data, clock())?;
         let registry = Arc::new(Registry::open(&data)?);
@@ -52,12 +53,15 @@ impl Trust {
         let endpoints = config.mqtt.names.iter().map(|name| format!("mqtts://{name}:{port}")).collect();
         let provisioning = Provisioning::new(&data, registry.clone(), audit.clone(), clock.clone(), endpoints);
         let tenant = authority.tenant().to_owned();
-        let guard = Guard::new(registry.clone(), tenant.clone(), clock.clone(), (audit, users), provisioning);
-        let insecure = config.node.insecure;
-        Ok(Self { data, registry, tenant, given, names, insecure, clock, guard, http: Arc::default() })
+        let users = login.users().clone();
+        // Without a certificate, and without a token, everybody may come in where nobody has to say who it is.
+        let login = (config.mqtt.user_tokens && !config.node.insecure).then(|| login.clone());
+        let guard = Guard::new(registry.clone(), tenant.clone(), clock.clone(), (audit, users), login, provisioning);
+        let optional = config.node.insecure || config.mqtt.user_tokens;
+        Ok(Self { data, registry, tenant, given, names, optional, clock, guard, http: Arc::default() })
     }
 
-    fn config(&self, given: Option<&Files>, optional: bool) -> Result<Arc<ServerConfig>, CaError> {
+    fn config(&self, given: Option<&Files>, optional: bool, others: &[String]) -> Result<Arc<ServerConfig>, CaError> {
         let now = (self.clock)();
         // Not made again: an authority that has gone away while the engine runs is a mistake.
         let authority = authority::open(&self.data.join("ca"))?;
@@ -65,7 +69,7 @@ impl Trust {
             Some(files) => files.clone(),
             None => ca::server(&self.data, &authority, &self.registry, &self.names, now)?,
         };
-        ca::server_config(&files, ca::verifier(&authority, &self.registry, now, optional)?)
+        ca::server_config(&files, ca::verifier(&authority, &self.registry, now, optional, others)?)
     }
 
     /// What is known of certificates and of those who hold them.
@@ -75,12 +79,14 @@ impl Trust {
 
     /// The device listener's configuration as of now.
     pub(crate) fn devices(&self) -> Result<Arc<ServerConfig>, CaError> {
-        self.config(self.given.0.as_ref(), self.insecure)
+        let factories =
+            self.registry.look(|state| state.factories().values().map(|f| f.ca.clone()).collect::<Vec<_>>());
+        self.config(self.given.0.as_ref(), self.optional, &factories)
     }
 
     /// The configuration of the HTTP listener, whose clients may have a certificate or a token.
     pub(crate) fn http(&self) -> Result<http::Tls, CaError> {
-        let config = self.config(self.given.1.as_ref(), true)?;
+        let config = self.config(self.given.1.as_ref(), true, &[])?;
         let settings = self.http.get_or_init(|| TlsSettings::new(&config)).clone();
         Ok(Arc::new(move || settings.config()))
     }
@@ -108,7 +114,7 @@ impl Trust {
                     (None, _) => {}
                 };
             swap(devices.as_ref(), self.devices());
-            swap(self.http.get(), self.config(self.given.1.as_ref(), true));
+            swap(self.http.get(), self.config(self.given.1.as_ref(), true, &[]));
         };
         guard::follow(guard, changed, stop).await;
     }

@@ -15,6 +15,7 @@ use super::connection::{Boxed, Connection, End, Wait};
 use super::fault::{Fault, code};
 use super::frame::{Frame, Version, kind};
 use super::hub::Hub;
+use super::identity::Asker;
 use super::incoming::{Arrival, Verdict};
 use super::message::{Delivery, Message};
 use super::metrics::up;
@@ -181,10 +182,10 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                     credit,
                 });
             }
-            Target::Provisioning(group) => {
+            Target::Provisioning(asker) => {
                 up(&self.shared.hub.metrics.to_live);
-                let group = group.clone();
-                self.provision(group, payload, ticket);
+                let asker = asker.clone();
+                self.provision(asker, payload, ticket);
             }
             Target::Live => {
                 up(&self.shared.hub.metrics.to_live);
@@ -203,15 +204,16 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
 
     /// Hands a request for a first certificate on. The answer goes to this session alone, whatever else is subscribed, and the
     /// acknowledgement after it: both when what was decided is durable.
-    fn provision(&self, group: String, payload: Bytes, ticket: Option<u64>) {
+    fn provision(&self, asker: Asker, payload: Bytes, ticket: Option<u64>) {
         let Some(guard) = self.shared.guard.clone() else { return };
         let (hub, session) = (self.shared.hub.clone(), self.session.clone());
         // Held until it is decided, as by every message that is on its way.
         let sink = self.session.sink.clone();
         let (number, peer) = (self.number, self.peer);
         tokio::spawn(async move {
-            let topic: Arc<str> = format!("provisioning/{group}/res").into();
-            let payload = guard.provision(group, number, peer, payload).await.into();
+            let topic: Arc<str> = format!("provisioning/{}/res", asker.name()).into();
+            let answered = guard.provision(Some((asker, number)), peer, payload).await;
+            let payload = answered.map(|answered| answered.bytes()).unwrap_or_default().into();
             let (qos, retain) = (1, false);
             let message =
                 Message { topic, payload, qos, retain, properties: Bytes::new(), expires: None, publisher: 0 };
