@@ -349,7 +349,7 @@ impl Provisioning {
             "id": enrolled.device, "chain": chain, "bundle": authority.bundle()?, "endpoints": self.endpoints,
             "server_time": now.0, "group": enrolled.group, "labels": enrolled.labels, "config": config,
         });
-        Ok(Answer::Certificate(answer, enrolled, is_new))
+        Ok(Answer::Certificate(answer, Box::new(enrolled), is_new))
     }
 
     fn certificate(&self, serial: &str) -> PathBuf {
@@ -359,7 +359,7 @@ impl Provisioning {
 
 enum Answer {
     Nonce(Vec<u8>),
-    Certificate(Value, Enrolled, bool),
+    Certificate(Value, Box<Enrolled>, bool),
 }
 
 fn read(payload: &[u8], is_json: bool) -> Result<Request, Failure> {

@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use access::audit::{self, Act, COMMAND_LINE};
-use access::registry::{ClaimRule, Fact, Registry, RegistryError, State};
+use access::registry::{ClaimRule, Fact, RegistryError};
 use access::subject::is_name;
 use data_encoding::BASE64;
 use device::id::DeviceId;
 use device::shadow;
 
+use super::files::At;
 use super::{Exit, Output, print};
 use crate::clock;
 
@@ -27,13 +27,6 @@ use crate::clock;
 pub(super) struct Args {
     #[command(subcommand)]
     command: Action,
-}
-
-#[derive(Debug, clap::Args)]
-struct At {
-    /// Data directory of the engine. The engine may run; it follows by itself.
-    #[arg(long, env = "WEIR_DATA", default_value = "weir-data")]
-    data: PathBuf,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -115,15 +108,15 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             let labels = labels.iter().map(|text| label(text)).collect::<Result<BTreeMap<_, _>, _>>()?;
             let rule = ClaimRule { group: name(group)?, allow: allow.clone(), quota: *quota, config, labels };
             let detail = serde_json::to_value(&rule).map_err(Exit::failed)?;
-            change(at, |_| Ok(vec![Fact::Claim(rule)]))?;
-            note(at, "provision.claim", group, detail)
+            at.change(|_| Ok(vec![Fact::Claim(rule)]))?;
+            at.note("provision.claim", group, detail)
         }
         Action::Close { group, at } => {
-            change(at, |state| match state.claim(group) {
+            at.change(|state| match state.claim(group) {
                 Some(_) => Ok(vec![Fact::Unclaimed { group: group.clone() }]),
                 None => Err(RegistryError::Refused(format!("group {group} has no claim; see `weir provision list`"))),
             })?;
-            note(at, "provision.close", group, serde_json::Value::Null)
+            at.note("provision.close", group, serde_json::Value::Null)
         }
         Action::List { format, at } => list(at, *format),
         Action::Batch(args) => batch::main(args),
@@ -133,18 +126,18 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
         Action::Config { group, file, remove: _, at } => {
             let config = file.as_deref().map(read_config).transpose()?;
             let (group, detail) = (name(group)?, config.clone().unwrap_or_default());
-            change(at, |_| Ok(vec![Fact::Config { group: group.clone(), config }]))?;
-            note(at, "provision.config", &group, detail)
+            at.change(|_| Ok(vec![Fact::Config { group: group.clone(), config }]))?;
+            at.note("provision.config", &group, detail)
         }
         Action::Reopen { device, time, at } => {
             DeviceId::new(device).map_err(|e| Exit::Usage(format!("device {device:?}: {e}")))?;
             let now = clock::now();
             let until = now.plus(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX));
-            change(at, |state| match state.enrolled(device) {
+            at.change(|state| match state.enrolled(device) {
                 Some(_) => Ok(vec![Fact::Reopened { device: device.clone(), until }]),
                 None => Err(RegistryError::Refused(format!("{device} is not enrolled, so nothing keeps it from that"))),
             })?;
-            note(at, "provision.reopen", device, serde_json::json!({ "seconds": time.as_secs() }))
+            at.note("provision.reopen", device, serde_json::json!({ "seconds": time.as_secs() }))
         }
     }
 }
@@ -180,19 +173,8 @@ fn public_key(text: &str) -> Result<Vec<u8>, String> {
     BASE64.decode(body.as_bytes()).map_err(|e| format!("neither PEM nor base64: {e}"))
 }
 
-fn change(at: &At, decide: impl FnOnce(&State) -> Result<Vec<Fact>, RegistryError>) -> Result<(), Exit> {
-    let registry = Registry::open(&at.data).map_err(Exit::failed)?;
-    registry.change(clock::now(), decide).map(drop).map_err(Exit::failed)
-}
-
-fn note(at: &At, action: &str, subject: &str, detail: serde_json::Value) -> Result<(), Exit> {
-    let act = Act::done(COMMAND_LINE, action, subject).detail(detail).from(COMMAND_LINE);
-    audit::add(&at.data, clock::now(), act)
-        .map_err(|e| Exit::Failed(format!("done, but it is not in the audit trail: {e}")))
-}
-
 fn list(at: &At, format: Output) -> Result<(), Exit> {
-    let registry = Registry::open(&at.data).map_err(Exit::failed)?;
+    let registry = at.registry()?;
     let mut text = String::new();
     let mut items = Vec::new();
     registry.look(|state| {

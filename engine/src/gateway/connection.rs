@@ -344,13 +344,13 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         }
         let limits = &self.shared.hub.limits;
         let metrics = &self.shared.hub.metrics;
-        // A claim asks a few times and goes.
-        let most = if self.identity.asks().is_some() { 20 } else { u64::from(u32::MAX) };
+        // Whoever may only ask asks a few times and goes.
+        let most = if self.identity.asks().is_some() { [20, 100] } else { [u64::from(u32::MAX); 2] };
         let rates = [
             (limits.messages_per_second, self.counts.messages(), &metrics.paced),
             (limits.packets_per_second, self.counts.packets(), &metrics.paced_packets),
         ];
-        for ((rate, count, paced), due) in rates.into_iter().zip(&mut self.due) {
+        for (((rate, count, paced), most), due) in rates.into_iter().zip(most).zip(&mut self.due) {
             let rate = (u64::from(rate) * self.identity.speaks_for()).min(most);
             if count == 0 || rate == 0 {
                 continue;

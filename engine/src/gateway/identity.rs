@@ -197,7 +197,7 @@ impl Identity {
     pub fn session<'c>(&self, client_id: &'c str) -> std::borrow::Cow<'c, str> {
         match &self.kind {
             Kind::Claim(claim) => format!("claim/{}/{client_id}", claim.group).into(),
-            Kind::Factory(made) => format!("factory/{}/{client_id}", made.factory.name).into(),
+            Kind::Factory(made) => format!("factory/{}/{}/{client_id}", made.factory.name, made.device).into(),
             Kind::User(user) => format!("user/{}/{client_id}", user.subject.name()).into(),
             _ => client_id.into(),
         }
@@ -448,7 +448,7 @@ mod tests {
         }
         assert_eq!((made.certificate(), made.client_id(), made.speaks_for()), (None, None, 1));
         assert!(made.is_strict());
-        assert_eq!(made.session("a"), "factory/f/a", "no device can have this name");
+        assert_eq!(made.session("b"), "factory/f/a/b", "no device can have this name, nor another one of the factory");
     }
 
     #[test]

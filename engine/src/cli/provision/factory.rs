@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use access::origin::{Factory, IdFrom, MAX_ORIGINS, no_authority};
-use access::registry::{Fact, Origin, Registry, RegistryError};
+use access::registry::{Fact, Origin, RegistryError};
 use serde_json::json;
 
-use super::{At, Exit, Output, change, name, note, print};
+use super::{At, Exit, Output, name, print};
 
 /// Arguments of `weir provision factory`.
 #[derive(Debug, clap::Args)]
@@ -95,23 +95,23 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             let detail = json!({
                 "group": factory.group, "id_from": id_from.as_str(), "allow": factory.allow, "quota": factory.quota,
             });
-            change(at, |state| match state.factories() {
+            at.change(|state| match state.factories() {
                 all if all.len() >= MAX_ORIGINS && !all.contains_key(&called) => {
                     Err(RegistryError::Refused(format!("there are {MAX_ORIGINS} factories already")))
                 }
                 _ => Ok(vec![Fact::Factory(factory)]),
             })?;
-            note(at, "provision.factory.add", &called, detail)
+            at.note("provision.factory.add", &called, detail)
         }
         Action::Remove { name, at } => {
-            change(at, |state| match state.factories().get(name) {
+            at.change(|state| match state.factories().get(name) {
                 Some(_) => Ok(vec![Fact::FactoryGone { name: name.clone() }]),
                 None => {
                     let text = format!("there is no factory {name}; see `weir provision factory list`");
                     Err(RegistryError::Refused(text))
                 }
             })?;
-            note(at, "provision.factory.remove", name, serde_json::Value::Null)
+            at.note("provision.factory.remove", name, serde_json::Value::Null)
         }
         Action::List { format, at } => list(at, *format),
     }
@@ -126,7 +126,7 @@ pub(super) fn plain(text: &str) -> Result<String, Exit> {
 }
 
 fn list(at: &At, format: Output) -> Result<(), Exit> {
-    let registry = Registry::open(&at.data).map_err(Exit::failed)?;
+    let registry = at.registry()?;
     let mut text = String::new();
     let mut items = Vec::new();
     registry.look(|state| {

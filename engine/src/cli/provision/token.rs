@@ -10,7 +10,7 @@ use device::id::DeviceId;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
 
-use super::{At, Exit, change, label, name, note, print};
+use super::{At, Exit, label, name, print};
 use crate::clock;
 
 /// What tokens begin with; a scanner for leaked secrets finds them by it.
@@ -57,7 +57,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
     let token = format!("{PREFIX}{}", hex(&secret));
     let until = clock::now().plus(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX));
     let mut enrolled = false;
-    change(at, |state| {
+    at.change(|state| {
         enrolled = state.enrolled(device).is_some();
         let known = state.expected(device).cloned();
         let known = known.unwrap_or_else(|| Expected {
@@ -76,7 +76,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             ..known
         })])
     })?;
-    note(at, "provision.token", device, json!({ "seconds": time.as_secs() }))?;
+    at.note("provision.token", device, json!({ "seconds": time.as_secs() }))?;
     if enrolled {
         eprintln!(
             "{device} has a certificate; for another key it needs `weir provision reopen {device}` besides the token"

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use access::leaf::hex;
 use access::origin::{MAX_ORIGINS, VoucherKey, can_sign};
-use access::registry::{Fact, Origin, Registry, RegistryError};
+use access::registry::{Fact, Origin, RegistryError};
 use serde_json::json;
 
 use super::factory::plain;
-use super::{At, Exit, Output, change, name, note, print, public_key};
+use super::{At, Exit, Output, name, print, public_key};
 
 /// Arguments of `weir provision voucher-key`.
 #[derive(Debug, clap::Args)]
@@ -63,26 +63,26 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             let called = plain(called)?;
             let key = VoucherKey { name: called.clone(), key: hex(&der), group: name(group)? };
             let detail = json!({ "group": key.group });
-            change(at, |state| match state.voucher_keys() {
+            at.change(|state| match state.voucher_keys() {
                 all if all.len() >= MAX_ORIGINS && !all.contains_key(&called) => {
                     Err(RegistryError::Refused(format!("there are {MAX_ORIGINS} voucher keys already")))
                 }
                 _ => Ok(vec![Fact::VoucherKey(key)]),
             })?;
-            note(at, "provision.voucher_key.add", &called, detail)
+            at.note("provision.voucher_key.add", &called, detail)
         }
         Action::Remove { name, at } => {
-            change(at, |state| match state.voucher_keys().get(name) {
+            at.change(|state| match state.voucher_keys().get(name) {
                 Some(_) => Ok(vec![Fact::VoucherKeyGone { name: name.clone() }]),
                 None => {
                     let text = format!("there is no voucher key {name}; see `weir provision voucher-key list`");
                     Err(RegistryError::Refused(text))
                 }
             })?;
-            note(at, "provision.voucher_key.remove", name, serde_json::Value::Null)
+            at.note("provision.voucher_key.remove", name, serde_json::Value::Null)
         }
         Action::List { format, at } => {
-            let registry = Registry::open(&at.data).map_err(Exit::failed)?;
+            let registry = at.registry()?;
             let (mut text, mut items) = (String::new(), Vec::new());
             registry.look(|state| {
                 for VoucherKey { name, key, group } in state.voucher_keys().values() {
