@@ -14,7 +14,7 @@
 //! - [`repair`]: partitions of pipelines computed once more, and rows as they come.
 //! - [`notify`]: messages about incidents on their way to receivers. [`fleets`], `gateways`: what they have to know of the fleet.
 //! - [`project`]: the pipeline project in the data directory. [`schemas`]: what its streams may become; `majors`: views over
-//!   their major versions, `views` over each. `provision`: their first certificates. [`ca`], [`guard`], `trust`: certificates of
+//!   their major versions, `views` over each. `provision`: first certificates of devices, `request`: how they are asked for. [`ca`], [`guard`], `trust`: certificates of
 //!   the device listener, whom they let in, and what becomes of that while it is open.
 //! - `sweep`: half files of a crash. [`testing`]: an engine in memory for the tests that stand beside pipelines.
 //! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
@@ -47,6 +47,7 @@ pub mod project;
 mod provision;
 pub mod query;
 pub mod repair;
+mod request;
 pub mod schemas;
 pub mod simulate;
 mod sweep;

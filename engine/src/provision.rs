@@ -22,13 +22,12 @@ use data_encoding::BASE64;
 use device::id::DeviceId;
 use device::time::{SECOND, Timestamp};
 use ring::hmac;
-use rustls::pki_types::CertificateSigningRequestDer;
-use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::request::{self, Blob, MAX_TEXT, chain_file};
 
 /// A nonce counts for this long, and for as long again.
 const NONCE: i64 = 60 * SECOND;
@@ -68,50 +67,6 @@ impl Failure {
     }
 }
 
-/// Text or bytes, as the sender's format has them.
-#[derive(Debug)]
-enum Blob {
-    Text(String),
-    Bytes(Vec<u8>),
-}
-
-impl<'de> Deserialize<'de> for Blob {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl serde::de::Visitor<'_> for Visit {
-            type Value = Blob;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("text or bytes")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Blob, E> {
-                Ok(Blob::Text(text.to_owned()))
-            }
-
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Blob, E> {
-                Ok(Blob::Bytes(bytes.to_vec()))
-            }
-        }
-        deserializer.deserialize_any(Visit)
-    }
-}
-
-impl Blob {
-    fn bytes(self, what: &str) -> Result<Vec<u8>, Failure> {
-        match self {
-            Self::Bytes(bytes) => Ok(bytes),
-            Self::Text(text) if text.starts_with("-----BEGIN") => {
-                let request = CertificateSigningRequestDer::from_pem_slice(text.as_bytes());
-                Ok(request.map_err(|e| Failure::Request(format!("{what}: {e}")))?.to_vec())
-            }
-            Self::Text(text) => BASE64
-                .decode(text.trim().as_bytes())
-                .map_err(|e| Failure::Request(format!("{what} is not base64: {e}"))),
-        }
-    }
-}
-
 #[derive(Debug, Deserialize)]
 struct Request {
     request_id: String,
@@ -126,10 +81,6 @@ struct Request {
     #[serde(default)]
     proof: Option<Blob>,
 }
-
-/// Longest request, and longest text of what it names.
-const MAX_REQUEST: usize = 16 * 1024;
-const MAX_TEXT: usize = 256;
 
 /// Gives first certificates.
 pub(crate) struct Provisioning {
@@ -163,8 +114,8 @@ impl Provisioning {
 
     /// Answers a request that came over a connection of this group's claim. Reads and writes files.
     pub(crate) fn answer(&self, group: &str, connection: u64, from: &str, payload: &[u8]) -> Vec<u8> {
-        let is_json = payload.first() == Some(&b'{');
-        let request = read(payload, is_json);
+        let is_json = request::is_json(payload);
+        let request = read(payload);
         let id = request.as_ref().map(|request| request.request_id.clone()).unwrap_or_default();
         let serial = request.as_ref().ok().and_then(|request| request.serial.clone()).unwrap_or_default();
         let answered = request.and_then(|request| self.handle(group, connection, request));
@@ -188,7 +139,7 @@ impl Provisioning {
                 json!({ "request_id": id, "error": { "reason": failure.code(), "text": failure.to_string() } })
             }
         };
-        if is_json { answer.to_string().into_bytes() } else { cbor(&answer) }
+        request::answer(&answer, is_json)
     }
 
     fn handle(&self, group: &str, connection: u64, request: Request) -> Result<Answer, Failure> {
@@ -200,8 +151,8 @@ impl Provisioning {
         }
         let missing = |what: &str| Failure::Request(format!("the request has no {what}"));
         let device = request.serial.ok_or_else(|| missing("serial"))?;
-        let csr = request.csr.ok_or_else(|| missing("csr"))?.bytes("csr")?;
-        let proof = request.proof.ok_or_else(|| missing("proof"))?.bytes("proof")?;
+        let csr = request.csr.ok_or_else(|| missing("csr"))?.bytes("csr").map_err(Failure::Request)?;
+        let proof = request.proof.ok_or_else(|| missing("proof"))?.bytes("proof").map_err(Failure::Request)?;
         if request.hw.len() > MAX_TEXT {
             return Err(Failure::Request(format!("hw is longer than {MAX_TEXT} bytes")));
         }
@@ -235,7 +186,7 @@ impl Provisioning {
             let made = authority.issue(&subject, &[], &Key::Request(csr), DAYS, (now, rand::random()))?;
             new.serial.clone_from(&made.leaf.serial);
             // Before it counts: an answer that is asked for again must find it.
-            let path = self.certificate(&new.serial);
+            let path = chain_file(&self.data, &new.serial);
             let dir = path.parent().unwrap_or(&self.data);
             std::fs::create_dir_all(dir).map_err(|source| AuthorityError::Io { path: dir.to_owned(), source })?;
             write_file(&path, &made.chain, 0o644)?;
@@ -247,7 +198,7 @@ impl Provisioning {
             Ok(facts)
         })?;
         let Some(enrolled) = enrolled else { return Err(Failure::Request("nothing was decided".to_owned())) };
-        let path = self.certificate(&enrolled.serial);
+        let path = chain_file(&self.data, &enrolled.serial);
         let chain = std::fs::read_to_string(&path).map_err(|source| AuthorityError::Io { path, source })?;
         let config = self.registry.look(|state| state.claim(&enrolled.group).and_then(|rule| rule.config.clone()));
         let answer = json!({
@@ -256,10 +207,6 @@ impl Provisioning {
         });
         Ok(Answer::Certificate(answer, enrolled, is_new))
     }
-
-    fn certificate(&self, serial: &str) -> PathBuf {
-        self.data.join("access/certificates").join(format!("{serial}.crt"))
-    }
 }
 
 enum Answer {
@@ -267,29 +214,10 @@ enum Answer {
     Certificate(Value, Enrolled, bool),
 }
 
-fn read(payload: &[u8], is_json: bool) -> Result<Request, Failure> {
-    if payload.len() > MAX_REQUEST {
-        return Err(Failure::Request(format!("a request has at most {MAX_REQUEST} bytes")));
-    }
-    let request: Request = match is_json {
-        true => {
-            serde_json::from_slice(payload).map_err(|e| Failure::Request(format!("the request is no JSON: {e}")))?
-        }
-        false => {
-            ciborium::from_reader(payload).map_err(|e| Failure::Request(format!("the request is no CBOR: {e}")))?
-        }
-    };
-    match request.request_id.len() {
-        1..=MAX_TEXT => Ok(request),
-        _ => Err(Failure::Request(format!("request_id must have 1 to {MAX_TEXT} bytes"))),
-    }
-}
-
-fn cbor(value: &Value) -> Vec<u8> {
-    let mut out = Vec::new();
-    // Into memory, of a value that has no other kinds than CBOR has.
-    let _ = ciborium::into_writer(value, &mut out);
-    out
+fn read(payload: &[u8]) -> Result<Request, Failure> {
+    let request: Request = request::read(payload).map_err(Failure::Request)?;
+    request::named(&request.request_id).map_err(Failure::Request)?;
+    Ok(request)
 }
 
 fn cbor_nonce(id: &str, nonce: &[u8]) -> Vec<u8> {
