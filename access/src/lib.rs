@@ -1,7 +1,7 @@
 //! Who may do what: certificates, and what is known of those who hold them.
 //!
 //! - `subject`: who a certificate is for. `leaf`: what of it matters.
-//! - `enrol`: who may have a first certificate.
+//! - `enrol`: who may have a first certificate. `renew`: who may have the next, and when it is due.
 //! - `authority`: makes certificates. `registry`: remembers which, for whom, and what became of them.
 //! - `users`: people and programs with their roles, and their tokens.
 //! - `audit`: who did what, and who was refused.
@@ -18,5 +18,6 @@ pub mod enrol;
 pub mod journal;
 pub mod leaf;
 pub mod registry;
+pub mod renew;
 pub mod subject;
 pub mod users;

@@ -17,6 +17,7 @@ use access::subject::Subject;
 use access::users::Users;
 use bytes::Bytes;
 use device::id::DeviceId;
+use device::renewal::renewal_due;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::gateway::{Identity, Peer};
 use crate::provision::Provisioning;
+use crate::renewal::{Asker, Renewals};
 
 /// How often the registry's file is looked at, for what commands beside the engine have written.
 const FOLLOW: Duration = Duration::from_millis(200);
@@ -40,6 +42,9 @@ pub enum NoEntry {
     /// It names nobody who speaks MQTT.
     #[error("this certificate names no device, user or claim of this engine")]
     Nobody,
+    /// It came to the listener for devices whose certificates have expired, and is no device.
+    #[error("only devices renew their certificates here")]
+    NoDevice,
 }
 
 impl NoEntry {
@@ -49,6 +54,7 @@ impl NoEntry {
             Self::Refused(refusal) => refusal.code(),
             Self::NoUser => "no_such_user",
             Self::Nobody => "nobody",
+            Self::NoDevice => "no_device",
         }
     }
 
@@ -62,6 +68,7 @@ impl NoEntry {
             Self::Refused(Refusal::Barred(_)) => "this device is barred",
             Self::NoUser => "there is no such user",
             Self::Nobody => "this certificate names no device, user or claim of this engine",
+            Self::NoDevice => "only devices renew their certificates here",
         }
     }
 }
@@ -75,7 +82,8 @@ pub struct Guard {
     users: Arc<Users>,
     revision: AtomicU64,
     provisioning: Provisioning,
-    /// Requests of claims that are worked on at one time: each signs, and writes a file or two.
+    renewals: Renewals,
+    /// Requests for certificates that are worked on at one time: each signs, and writes a file or two.
     asking: Semaphore,
 }
 
@@ -92,7 +100,7 @@ impl Guard {
         tenant: String,
         clock: Clock,
         (audit, users): (Arc<Audit>, Arc<Users>),
-        provisioning: Provisioning,
+        (provisioning, renewals): (Provisioning, Renewals),
     ) -> Arc<Self> {
         Arc::new(Self {
             registry,
@@ -102,6 +110,7 @@ impl Guard {
             users,
             revision: AtomicU64::new(0),
             provisioning,
+            renewals,
             asking: Semaphore::new(4),
         })
     }
@@ -123,12 +132,20 @@ impl Guard {
         self.standing(&leaf.serial, subject)
     }
 
+    /// The same at the listener for devices whose certificates have expired: they may renew them, and nothing else.
+    pub fn identify_expired(&self, certificate: &[u8]) -> Result<Identity, NoEntry> {
+        let identity = self.identify(certificate)?;
+        match identity.certificate() {
+            Some((_, Subject::Device(_))) => Ok(identity.recovering()),
+            _ => Err(NoEntry::NoDevice),
+        }
+    }
+
     /// Who somebody is now that was let in before.
     pub fn again(&self, identity: &Identity) -> Result<Identity, NoEntry> {
-        match identity.certificate() {
-            Some((serial, subject)) => self.standing(serial, subject.clone()),
-            None => Ok(identity.clone()),
-        }
+        let Some((serial, subject)) = identity.certificate() else { return Ok(identity.clone()) };
+        let now = self.standing(serial, subject.clone())?;
+        Ok(if identity.recovers() { now.recovering() } else { now })
     }
 
     fn standing(&self, serial: &str, subject: Subject) -> Result<Identity, NoEntry> {
@@ -139,7 +156,10 @@ impl Guard {
                 let children = state.children(id.as_str()).into_iter().flatten();
                 let children = children.filter(|child| state.barred(child).is_none());
                 let children = children.filter_map(|child| DeviceId::new(child).ok()).collect();
-                Ok(Identity::device(id, serial.to_owned(), children))
+                let entry = state.certificate(serial).filter(|entry| entry.ends.is_none());
+                let due = entry.map(|entry| &entry.certificate);
+                let due = due.map(|it| renewal_due(it.not_before, it.not_after, &id));
+                Ok(Identity::device(id, serial.to_owned(), children).due(due))
             }
             Subject::Server => Err(NoEntry::Nobody),
             Subject::Claim(group) => {
@@ -166,6 +186,22 @@ impl Guard {
         let from = from.map(|from| from.to_string()).unwrap_or_default();
         let guard = self.clone();
         let answer = move || guard.provisioning.answer(&group, connection, &from, &payload);
+        tokio::task::spawn_blocking(answer).await.unwrap_or_default()
+    }
+
+    /// Answers a device's request for its next certificate. `named`: the device that the topic names.
+    pub(crate) async fn renew(self: Arc<Self>, who: Identity, named: DeviceId, from: Peer, payload: Bytes) -> Vec<u8> {
+        let _turn = self.asking.acquire().await;
+        let from = from.map(|from| from.to_string()).unwrap_or_default();
+        let guard = self.clone();
+        let answer = move || match who.certificate() {
+            Some((serial, Subject::Device(device))) => {
+                let asker = Asker { device, serial, named: &named, recovers: who.recovers(), from: &from };
+                guard.renewals.answer(&asker, &payload)
+            }
+            // Nobody else may publish there.
+            _ => Vec::new(),
+        };
         tokio::task::spawn_blocking(answer).await.unwrap_or_default()
     }
 

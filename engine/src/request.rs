@@ -58,9 +58,7 @@ impl Blob {
                 let request = CertificateSigningRequestDer::from_pem_slice(text.as_bytes());
                 Ok(request.map_err(|e| format!("{what}: {e}"))?.to_vec())
             }
-            Self::Text(text) => {
-                BASE64.decode(text.trim().as_bytes()).map_err(|e| format!("{what} is not base64: {e}"))
-            }
+            Self::Text(text) => BASE64.decode(text.trim().as_bytes()).map_err(|e| format!("{what} is not base64: {e}")),
         }
     }
 }
