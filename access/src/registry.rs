@@ -86,6 +86,13 @@ pub enum Fact {
     Expected(Expected),
     /// A device has been given a certificate.
     Enrolled(Enrolled),
+    /// It was told that a certificate, the last of its device, ends within so many days.
+    Told {
+        /// Which.
+        serial: Serial,
+        /// Days.
+        days: u32,
+    },
     /// A device that is enrolled may enrol once more, with another key.
     Reopened {
         /// Which.
@@ -218,6 +225,8 @@ pub struct Entry {
     pub revoked: Option<(Timestamp, String)>,
     /// From when on its successor has taken its place.
     pub ends: Option<Timestamp>,
+    /// Within how many days of its end that was told last.
+    pub told: Option<u32>,
 }
 
 /// Why a certificate is not accepted.
@@ -286,8 +295,10 @@ impl State {
                 let serial = certificate.serial.clone();
                 self.by_subject.entry(certificate.subject.clone()).or_default().push(serial.clone());
                 let certificate = certificate.clone();
-                self.certificates
-                    .insert(serial, Entry { certificate, issued: at, proven: None, revoked: None, ends: None });
+                self.certificates.insert(
+                    serial,
+                    Entry { certificate, issued: at, proven: None, revoked: None, ends: None, told: None },
+                );
             }
             Fact::Proven { serial } => {
                 let Some(entry) = self.certificates.get_mut(serial) else { return };
@@ -355,6 +366,11 @@ impl State {
                     expected.token = None;
                 }
                 self.enrolled.insert(enrolled.device.clone(), (enrolled.clone(), at));
+            }
+            Fact::Told { serial, days } => {
+                if let Some(entry) = self.certificates.get_mut(serial) {
+                    entry.told = Some(*days);
+                }
             }
             Fact::Reopened { device, until } => {
                 self.reopened.insert(device.clone(), *until);
@@ -457,6 +473,11 @@ impl State {
     /// All certificates of a subject (its URI), in the order in which they were issued.
     pub fn of(&self, subject: &str) -> impl Iterator<Item = &Entry> {
         self.by_subject.get(subject).into_iter().flatten().filter_map(|serial| self.certificates.get(serial))
+    }
+
+    /// Whoever was given a certificate (their URIs), in order.
+    pub fn subjects(&self) -> impl Iterator<Item = &str> {
+        self.by_subject.keys().map(String::as_str)
     }
 
     /// All certificates, by subject.

@@ -266,9 +266,13 @@ impl Carrier {
     fn admit(&mut self, handle: &Arc<DeviceHandle>, inbound: Inbound) -> Result<(), Failure> {
         let Inbound { channel, payload, format, received, session, reply, credit } = inbound;
         // What is told because of it goes out when it is durable, so a tick has to come.
-        let keeps = !matches!(channel, Channel::Telemetry | Channel::Hello);
+        let keeps = !matches!(channel, Channel::Telemetry | Channel::Hello | Channel::HelloDue);
         let message = machine::Message {
-            channel: if channel == Channel::Hello { machine::Channel::Hello } else { machine::Channel::Telemetry },
+            channel: match channel {
+                Channel::Hello => machine::Channel::Hello,
+                Channel::HelloDue => machine::Channel::HelloDue,
+                _ => machine::Channel::Telemetry,
+            },
             payload: &payload,
             format,
             received,
@@ -280,7 +284,9 @@ impl Carrier {
         // Until the entries are pushed: streams change between two messages, never inside of one.
         let declared = shard.declared.read();
         let verdict = catch_unwind(AssertUnwindSafe(|| match &channel {
-            Channel::Telemetry | Channel::Hello => device.admit(message, &declared, &mut || (shard.random)()),
+            Channel::Telemetry | Channel::Hello | Channel::HelloDue => {
+                device.admit(message, &declared, &mut || (shard.random)())
+            }
             Channel::Reported => device.report(message, None),
             Channel::PlainReported(name) => device.report(message, Some(name)),
             Channel::CommandResult => device.command_result(message),

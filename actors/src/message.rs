@@ -18,6 +18,8 @@ pub enum Channel {
     Telemetry,
     /// `devices/{id}/hello`
     Hello,
+    /// The same, over a connection whose certificate is due to be renewed.
+    HelloDue,
     /// `devices/{id}/config/reported`
     Reported,
     /// `devices/{id}/shadow/reported`, `devices/{id}/shadow/{name}/reported`: the name of the shadow.
@@ -35,7 +37,7 @@ impl Channel {
     pub fn topic(&self) -> Cow<'static, str> {
         match self {
             Self::Telemetry => "telemetry".into(),
-            Self::Hello => "hello".into(),
+            Self::Hello | Self::HelloDue => "hello".into(),
             Self::Reported => "config/reported".into(),
             Self::PlainReported(name) if &**name == device::shadow::DEFAULT => "shadow/reported".into(),
             Self::PlainReported(name) => format!("shadow/{name}/reported").into(),

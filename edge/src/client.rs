@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use crate::agent::AgentConfig;
 use crate::error::EdgeError;
 use crate::frame::FrameConfig;
+use crate::identity::IdentityConfig;
 use crate::latency::Latency;
 use crate::mqtt::MqttConfig;
 use crate::outbox::{FileMedia, Fresh, MAX_FIELDS, Media, Outbox, OutboxConfig, RamMedia};
@@ -66,6 +67,8 @@ pub struct EdgeConfig {
     pub latency: Arc<Latency>,
     /// Takes commands. `None`: the device says that it does none.
     pub commands: Option<mpsc::Sender<twin::Task>>,
+    /// A certificate of its own, which it renews by itself; then `mqtt.tls` does not count.
+    pub identity: Option<IdentityConfig>,
 }
 
 impl EdgeConfig {
@@ -88,6 +91,7 @@ impl EdgeConfig {
             firmware: env!("CARGO_PKG_VERSION").to_owned(),
             latency: Arc::new(Latency::default()),
             commands: None,
+            identity: None,
         }
     }
 }
@@ -132,6 +136,8 @@ pub struct Stats {
     pub connects: u64,
     /// Times the engine knew more of an epoch than the store.
     pub forks: u64,
+    /// Certificates taken into use.
+    pub renewed: u64,
     /// Whether the engine answered the hello of the present connection.
     pub connected: bool,
 }
@@ -156,6 +162,7 @@ enum Command {
     Flush { reply: oneshot::Sender<()> },
     Change { shadow: String, patch: Map<String, Value> },
     Ended { id: String, state: &'static str, out: Value },
+    Rotate,
     Fault(Fault),
     Shutdown { reply: oneshot::Sender<()> },
 }
@@ -174,6 +181,7 @@ struct Shared {
     in_flight: AtomicU64,
     connects: AtomicU64,
     forks: AtomicU64,
+    renewed: AtomicU64,
     connected: AtomicBool,
 }
 
@@ -193,6 +201,7 @@ impl Shared {
             in_flight: get(&self.in_flight),
             connects: get(&self.connects),
             forks: get(&self.forks),
+            renewed: get(&self.renewed),
             connected: self.connected.load(Ordering::Relaxed),
         }
     }
@@ -237,9 +246,10 @@ impl EdgeClient {
             Store::Directory(path) => Some(path.clone()),
         })
         .await?;
+        let papers = task::Papers::open(&config).await?;
         let twin = keeper.watch();
         let (commands, inbox) = mpsc::channel(QUEUE);
-        let task = task::Task::new(config, clock, (outbox, keeper), shared.clone(), inbox);
+        let task = task::Task::new(config, clock, (outbox, keeper, papers), shared.clone(), inbox);
         Ok(Self { commands, shared, twin, task: tokio::spawn(task.run()) })
     }
 
@@ -267,6 +277,11 @@ impl EdgeClient {
     /// Makes trouble.
     pub async fn disturb(&self, fault: Fault) -> Result<(), EdgeError> {
         self.commands.send(Command::Fault(fault)).await.map_err(|_| EdgeError::Stopped)
+    }
+
+    /// Asks for another certificate, although the present one is not due; without an identity of its own nothing happens.
+    pub async fn rotate(&self) -> Result<(), EdgeError> {
+        self.commands.send(Command::Rotate).await.map_err(|_| EdgeError::Stopped)
     }
 
     /// What the device holds of its shadows, and news of it: the application does what it says.

@@ -48,6 +48,9 @@ pub enum EdgeError {
     /// A configuration value that cannot work.
     #[error("{0}")]
     Config(String),
+    /// The device's key or certificate.
+    #[error("identity: {0}")]
+    Identity(String),
     /// Connecting or talking MQTT failed.
     #[error("mqtt: {0}")]
     Mqtt(#[from] crate::mqtt::MqttError),

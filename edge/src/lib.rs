@@ -6,6 +6,7 @@
 //! - [`agent`]: the pure core that decides when to say hello, what to send and what to send again.
 //! - [`frame`]: stored records as telemetry frames; [`wire`]: hellos and what the engine answers.
 //! - [`mqtt`]: one connection, TCP or TLS, MQTT 5.0 or 3.1.1.
+//! - [`identity`]: its key and certificate: the first one, and each next one.
 //! - [`twin`]: what the device holds of its shadows and of commands.
 //! - [`EdgeClient`]: all together in one task: `record`, `flush`, `shadow`, `change`, `commands`, `stats`, `shutdown`.
 //!
@@ -17,6 +18,7 @@ mod client;
 pub mod clock;
 mod error;
 pub mod frame;
+pub mod identity;
 mod latency;
 pub mod mqtt;
 pub mod outbox;

@@ -89,6 +89,15 @@ pub enum MqttError {
     Closed(String),
 }
 
+impl MqttError {
+    /// Whether the engine has refused our certificate because it has expired.
+    pub fn is_expired(&self) -> bool {
+        let Self::Io { source, .. } = self else { return false };
+        let cause = source.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+        matches!(cause, Some(rustls::Error::AlertReceived(rustls::AlertDescription::CertificateExpired)))
+    }
+}
+
 /// A message to send.
 #[derive(Debug, Clone)]
 pub struct Outgoing<'a> {

@@ -30,14 +30,26 @@ pub fn held(epochs: &[EpochView]) -> Vec<HeldEpoch> {
     list
 }
 
-/// The answer to a hello, what is desired of the device (version and delta), and the times of the answer; `None` if it is
-/// none, or not to this session's.
-pub fn hello_ack(payload: &[u8], session: u64) -> Option<(Ack, Wish, Option<Exchange>)> {
+/// The answer to a hello.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Greeting {
+    /// What is stored.
+    pub ack: Ack,
+    /// What is desired of the device.
+    pub wish: Wish,
+    /// The times of the answer.
+    pub times: Option<Exchange>,
+    /// Whether the device's certificate is due to be renewed.
+    pub renew: bool,
+}
+
+/// Reads the answer to a hello; `None` if it is none, or not to this session's.
+pub fn hello_ack(payload: &[u8], session: u64) -> Option<Greeting> {
     let answer = HelloAck::decode(payload).ok().filter(|answer| answer.session == session)?;
     let times = exchange(answer.st, answer.server_rx, answer.server_tx);
     let epochs = epochs(&answer.acks);
     let ack = Ack { epochs, credit: Some(u64::from(answer.credit)), nacks: 0, resend: Vec::new() };
-    Some((ack, (answer.dv, answer.delta), times))
+    Some(Greeting { ack, wish: (answer.dv, answer.delta), times, renew: answer.renew })
 }
 
 fn exchange(sent: Option<Timestamp>, received: Timestamp, answered: Timestamp) -> Option<Exchange> {

@@ -107,13 +107,18 @@ impl Default for StoreConfig {
 }
 
 /// `[mqtt]`: without a listener, [`Config::listen`] chooses one.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MqttConfig {
     /// Plain TCP listener.
     pub plain: Option<SocketAddr>,
     /// TLS 1.3 listener.
     pub tls: Option<SocketAddr>,
+    /// TLS 1.3 listener for devices whose certificates have expired: they may renew them there, and nothing else. Absent: there
+    /// is none.
+    pub recovery: Option<SocketAddr>,
+    /// Days after the end of a certificate in which it can be renewed there.
+    pub recovery_days: u32,
     /// Certificate chain of the TLS listener (PEM). Absent: the authority in the data directory makes one.
     pub tls_cert: Option<PathBuf>,
     /// Private key of the TLS listener (PEM).
@@ -128,6 +133,22 @@ pub struct MqttConfig {
     pub no_subscribe: Vec<String>,
     /// Let clients without a certificate in on the TLS listener that have the name of a user and one of its tokens as password.
     pub user_tokens: bool,
+}
+
+impl Default for MqttConfig {
+    fn default() -> Self {
+        Self {
+            plain: None,
+            tls: None,
+            recovery: None,
+            recovery_days: 90,
+            tls_cert: None,
+            tls_key: None,
+            names: Vec::new(),
+            max_keep_alive: None,
+            no_subscribe: Vec::new(),
+        }
+    }
 }
 
 /// `[durability]`
@@ -245,6 +266,13 @@ impl Config {
             let message =
                 format!("{address} is not a loopback address; with --insecure, devices without certificates come in");
             return Err(ConfigError::Value { key: "mqtt.tls", message });
+        }
+        if self.mqtt.recovery.is_some() && self.mqtt.tls.is_none() {
+            let message = "devices that have renewed their certificates come back to mqtt.tls: set it".into();
+            return Err(ConfigError::Value { key: "mqtt.recovery", message });
+        }
+        if !(1..=3650).contains(&self.mqtt.recovery_days) {
+            return Err(ConfigError::Value { key: "mqtt.recovery_days", message: "must be from 1 to 3650".into() });
         }
         if let Some(name) =
             self.mqtt.names.iter().find(|name| rcgen::CertificateParams::new(vec![(*name).clone()]).is_err())
@@ -497,6 +525,8 @@ mod tests {
     #[test]
     fn what_mqtt_cannot_do_is_refused_by_key() {
         for (text, key, why) in [
+            ("recovery = \"127.0.0.1:1\"", "mqtt.recovery", "mqtt.tls"),
+            ("recovery_days = 0", "mqtt.recovery_days", "1 to 3650"),
             ("max_keep_alive = \"0s\"", "mqtt.max_keep_alive", "whole seconds"),
             ("max_keep_alive = \"1500ms\"", "mqtt.max_keep_alive", "whole seconds"),
             ("max_keep_alive = \"1day\"", "mqtt.max_keep_alive", "65535s"),

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::core::{Core, CoreError};
+use crate::expiring;
 use crate::fleets;
 use crate::gateway::{Gateway, GatewayConfig, Hub, Limits};
 use crate::gateways;
@@ -95,8 +96,12 @@ impl Engine {
             (Some(address), Some(trust)) => Some((address, trust.devices().map_err(|e| other(&e))?)),
             _ => None,
         };
-        let listeners =
-            GatewayConfig { plain: config.mqtt.plain, tls, guard: trust.as_ref().map(|trust| trust.guard.clone()) };
+        let recovery = match (config.mqtt.recovery, &trust) {
+            (Some(address), Some(trust)) => Some((address, trust.recovery().map_err(|e| other(&e))?)),
+            _ => None,
+        };
+        let guard = trust.as_ref().map(|trust| trust.guard.clone());
+        let listeners = GatewayConfig { plain: config.mqtt.plain, tls, recovery, guard };
         let random = Arc::new(rand::random::<u64>);
         let gateway = Gateway::start(listeners, hub.clone(), core.node.clone(), clock.clone(), random)
             .map_err(|e| CoreError::Other(e.to_string()))?;
@@ -108,8 +113,12 @@ impl Engine {
         let memory = query::runtime(config.limits.query_memory).map_err(|e| other(&e))?;
         let bounds = Bounds { rows: config.limits.query_rows, time: config.limits.query_time };
         tokio::spawn(fleets::follow(core.clone(), memory.clone(), bounds, stop.clone()));
-        let following =
-            trust.clone().map(|trust| tokio::spawn(trust.follow(hub, gateway.tls().cloned(), stop.clone())));
+        let settings = (gateway.tls().cloned(), gateway.recovery_tls().cloned());
+        let following = trust.clone().map(|trust| tokio::spawn(trust.follow(hub, settings, stop.clone())));
+        let expiring = Arc::new(expiring::Report::default());
+        if let Some(trust) = &trust {
+            tokio::spawn(expiring::watch(trust.expiring(audit.clone(), expiring.clone()), stop.clone()));
+        }
         let books = Arc::new(Books::new(core.clone(), gateway.metrics()));
         tokio::spawn(compare(books.clone(), stop.clone()));
         tokio::spawn(follow(users.clone(), stop.clone()));
@@ -137,6 +146,7 @@ impl Engine {
         let mut listeners: Vec<(&'static str, SocketAddr)> = Vec::new();
         listeners.extend(gateway.plain_address().map(|address| ("mqtt", address)));
         listeners.extend(gateway.tls_address().map(|address| ("mqtts", address)));
+        listeners.extend(gateway.recovery_address().map(|address| ("mqtts-recovery", address)));
         let http = match http_listener {
             Some(listener) => {
                 let address = listener.local_addr().map_err(|e| CoreError::Other(e.to_string()))?;
@@ -163,6 +173,7 @@ impl Engine {
                     books: books.clone(),
                     deployments,
                     housekeeping: report,
+                    expiring,
                     told,
                     channels: config.alerts.channels.clone(),
                     writers: Arc::new(config.shadow.writers().map_err(|e| CoreError::Other(e.to_string()))?),

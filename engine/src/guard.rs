@@ -19,6 +19,7 @@ use access::subject::Subject;
 use access::users::{self, Principal, Users};
 use bytes::Bytes;
 use device::id::DeviceId;
+use device::renewal::renewal_due;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Semaphore;
@@ -29,6 +30,7 @@ use crate::clock::Clock;
 use crate::gateway::{Asker, Fault, Identity, Password, Peer, code};
 use crate::login::{Login, NoLogin};
 use crate::provision::{Answered, Provisioning, Way};
+use crate::renewal::{self, Renewals};
 use crate::welcome::Welcome;
 
 /// How often the registry's file is looked at, for what commands beside the engine have written.
@@ -49,6 +51,9 @@ pub enum NoEntry {
     /// It names nobody who speaks MQTT.
     #[error("this certificate names no device, user or claim of this engine")]
     Nobody,
+    /// It came to the listener for devices whose certificates have expired, and is no device.
+    #[error("only devices renew their certificates here")]
+    NoDevice,
 }
 
 impl NoEntry {
@@ -59,6 +64,7 @@ impl NoEntry {
             Self::NoUser => "no_such_user",
             Self::Token(refusal) => refusal.code(),
             Self::Nobody => "nobody",
+            Self::NoDevice => "no_device",
         }
     }
 
@@ -75,6 +81,7 @@ impl NoEntry {
             Self::Token(users::Refusal::Expired) => "this token has expired",
             Self::Token(_) => "this token is not known here",
             Self::Nobody => "this certificate names no device, user or claim of this engine",
+            Self::NoDevice => "only devices renew their certificates here",
         }
     }
 }
@@ -88,7 +95,8 @@ pub struct Guard {
     users: Arc<Users>,
     revision: AtomicU64,
     provisioning: Provisioning,
-    /// Requests of claims that are worked on at one time: each signs, and writes a file or two.
+    renewals: Renewals,
+    /// Requests for certificates that are worked on at one time: each signs, and writes a file or two.
     asking: Semaphore,
     /// Verifies tokens of clients without a certificate; none: there are no such clients.
     login: Option<Arc<Login>>,
@@ -110,7 +118,7 @@ impl Guard {
         clock: Clock,
         (audit, users): (Arc<Audit>, Arc<Users>),
         login: Option<Arc<Login>>,
-        provisioning: Provisioning,
+        (provisioning, renewals): (Provisioning, Renewals),
     ) -> Arc<Self> {
         Arc::new(Self {
             registry,
@@ -120,6 +128,7 @@ impl Guard {
             users,
             revision: AtomicU64::new(0),
             provisioning,
+            renewals,
             asking: Semaphore::new(4),
             login,
             welcome: OnceLock::new(),
@@ -187,6 +196,15 @@ impl Guard {
         })
     }
 
+    /// The same at the listener for devices whose certificates have expired: they may renew them, and nothing else.
+    pub fn identify_expired(&self, certificate: &[u8]) -> Result<Identity, NoEntry> {
+        let identity = self.identify(certificate)?;
+        match identity.certificate() {
+            Some((_, Subject::Device(_))) => Ok(identity.recovering()),
+            _ => Err(NoEntry::NoDevice),
+        }
+    }
+
     /// Who somebody is now that was let in before.
     pub fn again(&self, identity: &Identity) -> Result<Identity, NoEntry> {
         if let Some((factory, device)) = identity.made() {
@@ -197,10 +215,9 @@ impl Guard {
             let Principal { name, role } = known.map_err(NoEntry::Token)?;
             return Ok(Identity::token_user(name, token.to_owned(), role));
         }
-        match identity.certificate() {
-            Some((serial, subject)) => self.standing(serial, subject.clone()),
-            None => Ok(identity.clone()),
-        }
+        let Some((serial, subject)) = identity.certificate() else { return Ok(identity.clone()) };
+        let now = self.standing(serial, subject.clone())?;
+        Ok(if identity.recovers() { now.recovering() } else { now })
     }
 
     fn standing(&self, serial: &str, subject: Subject) -> Result<Identity, NoEntry> {
@@ -211,7 +228,10 @@ impl Guard {
                 let children = state.children(id.as_str()).into_iter().flatten();
                 let children = children.filter(|child| state.barred(child).is_none());
                 let children = children.filter_map(|child| DeviceId::new(child).ok()).collect();
-                Ok(Identity::device(id, serial.to_owned(), children))
+                let entry = state.certificate(serial).filter(|entry| entry.ends.is_none());
+                let due = entry.map(|entry| &entry.certificate);
+                let due = due.map(|it| renewal_due(it.not_before, it.not_after, &id));
+                Ok(Identity::device(id, serial.to_owned(), children).due(due))
             }
             Subject::Server => Err(NoEntry::Nobody),
             Subject::Claim(group) => {
@@ -242,6 +262,22 @@ impl Guard {
             guard.provisioning.answer(way, &from, &payload)
         };
         tokio::task::spawn_blocking(answer).await.ok()
+    }
+
+    /// Answers a device's request for its next certificate. `named`: the device that the topic names.
+    pub(crate) async fn renew(self: Arc<Self>, who: Identity, named: DeviceId, from: Peer, payload: Bytes) -> Vec<u8> {
+        let _turn = self.asking.acquire().await;
+        let from = from.map(|from| from.to_string()).unwrap_or_default();
+        let guard = self.clone();
+        let answer = move || match who.certificate() {
+            Some((serial, Subject::Device(device))) => {
+                let asker = renewal::Asker { device, serial, named: &named, recovers: who.recovers(), from: &from };
+                guard.renewals.answer(&asker, &payload)
+            }
+            // Nobody else may publish there.
+            _ => Vec::new(),
+        };
+        tokio::task::spawn_blocking(answer).await.unwrap_or_default()
     }
 
     /// Whether somebody's certificate waits to be used.

@@ -15,8 +15,9 @@
 //! - [`repair`]: partitions of pipelines computed once more, and rows as they come.
 //! - [`notify`]: messages about incidents on their way to receivers. [`fleets`], `gateways`: what they have to know of the fleet.
 //! - [`project`]: the pipeline project in the data directory. [`schemas`]: what its streams may become; `majors`: views over
-//!   their major versions, `views` over each. `provision`: their first certificates, `welcome`: the first time that they come in
-//!   with one. [`ca`], [`guard`], `trust`: certificates of
+//!   their major versions, `views` over each. `provision`: first certificates of devices, `welcome`: the first time that they
+//!   come in with one, `renewal`: the next ones, `recovery`: when those have expired, [`expiring`]: whose do soon, `request`: how
+//!   they are asked for. [`ca`], [`guard`], `trust`: certificates of
 //!   the device listener, whom they let in, and what becomes of that while it is open.
 //! - `sweep`: half files of a crash. [`testing`]: an engine in memory for the tests that stand beside pipelines.
 //! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
@@ -29,6 +30,7 @@ pub mod clock;
 pub mod config;
 pub mod core;
 pub mod engine;
+pub mod expiring;
 pub mod fleet;
 pub mod fleets;
 pub mod gateway;
@@ -50,7 +52,10 @@ pub mod project;
 mod provision;
 pub mod query;
 mod rates;
+mod recovery;
+mod renewal;
 pub mod repair;
+mod request;
 pub mod schemas;
 pub mod simulate;
 mod sweep;

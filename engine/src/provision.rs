@@ -27,14 +27,13 @@ use data_encoding::BASE64;
 use device::id::DeviceId;
 use device::time::{SECOND, Timestamp};
 use ring::hmac;
-use rustls::pki_types::CertificateSigningRequestDer;
-use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::clock::Clock;
 use crate::gateway::Asker;
+use crate::request::{self, Blob, MAX_TEXT, chain_file};
 
 /// A nonce counts for this long, and for as long again.
 const NONCE: i64 = 60 * SECOND;
@@ -70,51 +69,6 @@ impl Failure {
             Self::Proof => "bad_proof",
             Self::Denied(denied) => denied.code(),
             Self::Journal(_) | Self::Authority(_) => "unavailable",
-        }
-    }
-}
-
-/// Text or bytes, as the sender's format has them.
-#[derive(Debug)]
-enum Blob {
-    Text(String),
-    Bytes(Vec<u8>),
-}
-
-impl<'de> Deserialize<'de> for Blob {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl serde::de::Visitor<'_> for Visit {
-            type Value = Blob;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("text or bytes")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Blob, E> {
-                Ok(Blob::Text(text.to_owned()))
-            }
-
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Blob, E> {
-                Ok(Blob::Bytes(bytes.to_vec()))
-            }
-        }
-        deserializer.deserialize_any(Visit)
-    }
-}
-
-impl Blob {
-    fn bytes(self, what: &str) -> Result<Vec<u8>, Failure> {
-        match self {
-            Self::Bytes(bytes) => Ok(bytes),
-            Self::Text(text) if text.starts_with("-----BEGIN") => {
-                let request = CertificateSigningRequestDer::from_pem_slice(text.as_bytes());
-                Ok(request.map_err(|e| Failure::Request(format!("{what}: {e}")))?.to_vec())
-            }
-            Self::Text(text) if text.starts_with('{') => Ok(text.into_bytes()),
-            Self::Text(text) => BASE64
-                .decode(text.trim().as_bytes())
-                .map_err(|e| Failure::Request(format!("{what} is not base64: {e}"))),
         }
     }
 }
@@ -170,15 +124,10 @@ impl Answered {
     pub(crate) fn bytes(&self) -> Vec<u8> {
         match (&self.nonce, self.is_json) {
             (Some(nonce), false) => cbor_nonce(self.answer["request_id"].as_str().unwrap_or_default(), nonce),
-            (_, true) => self.answer.to_string().into_bytes(),
-            (None, false) => cbor(&self.answer),
+            _ => request::answer(&self.answer, self.is_json),
         }
     }
 }
-
-/// Longest request, and longest text of what it names.
-const MAX_REQUEST: usize = 16 * 1024;
-const MAX_TEXT: usize = 256;
 
 /// Gives first certificates.
 pub(crate) struct Provisioning {
@@ -212,8 +161,8 @@ impl Provisioning {
 
     /// Answers a request. Reads and writes files.
     pub(crate) fn answer(&self, way: Way<'_>, from: &str, payload: &[u8]) -> Answered {
-        let is_json = payload.first() == Some(&b'{');
-        let request = read(payload, is_json);
+        let is_json = request::is_json(payload);
+        let request = read(payload);
         let id = request.as_ref().map(|request| request.request_id.clone()).unwrap_or_default();
         let serial = request.as_ref().ok().and_then(|request| request.serial.clone()).unwrap_or_default();
         let who = match (way, &request) {
@@ -269,7 +218,7 @@ impl Provisioning {
         }
         let missing = |what: &str| Failure::Request(format!("the request has no {what}"));
         let device = request.serial.ok_or_else(|| missing("serial"))?;
-        let csr = request.csr.ok_or_else(|| missing("csr"))?.bytes("csr")?;
+        let csr = request.csr.ok_or_else(|| missing("csr"))?.bytes("csr").map_err(Failure::Request)?;
         if request.hw.len() > MAX_TEXT {
             return Err(Failure::Request(format!("hw is longer than {MAX_TEXT} bytes")));
         }
@@ -281,8 +230,9 @@ impl Provisioning {
             Way::Http => match (request.token, request.voucher) {
                 (Some(token), None) => return self.enrol(&ask(By::Token(&token.0)), &csr, now),
                 (None, Some(voucher)) => {
-                    let text = voucher.bytes("voucher")?;
-                    let signature = request.voucher_sig.ok_or_else(|| missing("voucher_sig"))?.bytes("voucher_sig")?;
+                    let text = voucher.bytes("voucher").map_err(Failure::Request)?;
+                    let signature = request.voucher_sig.ok_or_else(|| missing("voucher_sig"))?;
+                    let signature = signature.bytes("voucher_sig").map_err(Failure::Request)?;
                     let tenant = authority::open(&self.data.join("ca"))?.tenant().to_owned();
                     let shown = Shown { text: &text, signature: &signature, tenant: &tenant };
                     return self.enrol(&ask(By::Voucher(shown)), &csr, now);
@@ -297,7 +247,7 @@ impl Provisioning {
             let text = "a token or a voucher goes to POST /v1/provision, not over the connection of a certificate";
             return Err(Failure::Request(text.to_owned()));
         }
-        let proof = request.proof.ok_or_else(|| missing("proof"))?.bytes("proof")?;
+        let proof = request.proof.ok_or_else(|| missing("proof"))?.bytes("proof").map_err(Failure::Request)?;
         let proved = [0, 1].iter().any(|ago| {
             let signed = [self.nonce(connection, now, *ago).as_ref(), request.request_id.as_bytes()].concat();
             authority::request_signed(&csr, &signed, &proof)
@@ -330,7 +280,7 @@ impl Provisioning {
             let made = authority.issue(&subject, &[], &Key::Request(csr), DAYS, (now, rand::random()))?;
             new.serial.clone_from(&made.leaf.serial);
             // Before it counts: an answer that is asked for again must find it.
-            let path = self.certificate(&new.serial);
+            let path = chain_file(&self.data, &new.serial);
             let dir = path.parent().unwrap_or(&self.data);
             std::fs::create_dir_all(dir).map_err(|source| AuthorityError::Io { path: dir.to_owned(), source })?;
             write_file(&path, &made.chain, 0o644)?;
@@ -342,7 +292,7 @@ impl Provisioning {
             Ok(facts)
         })?;
         let Some(enrolled) = enrolled else { return Err(Failure::Request("nothing was decided".to_owned())) };
-        let path = self.certificate(&enrolled.serial);
+        let path = chain_file(&self.data, &enrolled.serial);
         let chain = std::fs::read_to_string(&path).map_err(|source| AuthorityError::Io { path, source })?;
         let config = self.registry.look(|state| state.config(&enrolled.group).cloned());
         let answer = json!({
@@ -351,10 +301,6 @@ impl Provisioning {
         });
         Ok(Answer::Certificate(answer, Box::new(enrolled), is_new))
     }
-
-    fn certificate(&self, serial: &str) -> PathBuf {
-        self.data.join("access/certificates").join(format!("{serial}.crt"))
-    }
 }
 
 enum Answer {
@@ -362,29 +308,10 @@ enum Answer {
     Certificate(Value, Box<Enrolled>, bool),
 }
 
-fn read(payload: &[u8], is_json: bool) -> Result<Request, Failure> {
-    if payload.len() > MAX_REQUEST {
-        return Err(Failure::Request(format!("a request has at most {MAX_REQUEST} bytes")));
-    }
-    let request: Request = match is_json {
-        true => {
-            serde_json::from_slice(payload).map_err(|e| Failure::Request(format!("the request is no JSON: {e}")))?
-        }
-        false => {
-            ciborium::from_reader(payload).map_err(|e| Failure::Request(format!("the request is no CBOR: {e}")))?
-        }
-    };
-    match request.request_id.len() {
-        1..=MAX_TEXT => Ok(request),
-        _ => Err(Failure::Request(format!("request_id must have 1 to {MAX_TEXT} bytes"))),
-    }
-}
-
-fn cbor(value: &Value) -> Vec<u8> {
-    let mut out = Vec::new();
-    // Into memory, of a value that has no other kinds than CBOR has.
-    let _ = ciborium::into_writer(value, &mut out);
-    out
+fn read(payload: &[u8]) -> Result<Request, Failure> {
+    let request: Request = request::read(payload).map_err(Failure::Request)?;
+    request::named(&request.request_id).map_err(Failure::Request)?;
+    Ok(request)
 }
 
 fn cbor_nonce(id: &str, nonce: &[u8]) -> Vec<u8> {

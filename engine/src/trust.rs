@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use access::audit::Audit;
-use access::authority;
+use access::authority::{self, DAY};
 use access::registry::Registry;
 use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
@@ -13,11 +13,25 @@ use tokio_util::sync::CancellationToken;
 use crate::ca::{self, CaError, Files};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::expiring::{self, Expiring};
 use crate::gateway::{Hub, TlsSettings};
 use crate::guard::{self, Guard};
 use crate::http;
 use crate::login::Login;
 use crate::provision::Provisioning;
+use crate::recovery::Expired;
+use crate::renewal::Renewals;
+
+/// Who may come in at a listener, as far as the handshake goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    /// Whoever shows a certificate that is valid, or none.
+    Anybody,
+    /// Whoever shows one that is valid.
+    Certified,
+    /// Also whoever shows one that has ended not long ago.
+    Expired,
+}
 
 /// Everything that TLS configurations are made of.
 #[derive(Clone)]
@@ -30,6 +44,8 @@ pub(crate) struct Trust {
     names: Vec<String>,
     /// Whether a client of the device listener needs no certificate.
     optional: bool,
+    /// How long after its end a certificate may still be renewed, in nanoseconds.
+    recovery: i64,
     clock: Clock,
     pub(crate) guard: Arc<Guard>,
     /// That of the HTTP listener as of now.
@@ -56,12 +72,16 @@ impl Trust {
         let users = login.users().clone();
         // Without a certificate, and without a token, everybody may come in where nobody has to say who it is.
         let login = (config.mqtt.user_tokens && !config.node.insecure).then(|| login.clone());
-        let guard = Guard::new(registry.clone(), tenant.clone(), clock.clone(), (audit, users), login, provisioning);
+        let renewals = Renewals::new(&data, registry.clone(), audit.clone(), clock.clone());
+        let asked = (provisioning, renewals);
+        let guard = Guard::new(registry.clone(), tenant.clone(), clock.clone(), (audit, users), login, asked);
         let optional = config.node.insecure || config.mqtt.user_tokens;
-        Ok(Self { data, registry, tenant, given, names, optional, clock, guard, http: Arc::default() })
+        let recovery = i64::from(config.mqtt.recovery_days) * DAY;
+        Ok(Self { data, registry, tenant, given, names, optional, recovery, clock, guard, http: Arc::default() })
     }
 
-    fn config(&self, given: Option<&Files>, optional: bool, others: &[String]) -> Result<Arc<ServerConfig>, CaError> {
+    /// `others`: authorities (PEM) that are not ours.
+    fn config(&self, given: Option<&Files>, who: Who, others: &[String]) -> Result<Arc<ServerConfig>, CaError> {
         let now = (self.clock)();
         // Not made again: an authority that has gone away while the engine runs is a mistake.
         let authority = authority::open(&self.data.join("ca"))?;
@@ -69,7 +89,9 @@ impl Trust {
             Some(files) => files.clone(),
             None => ca::server(&self.data, &authority, &self.registry, &self.names, now)?,
         };
-        ca::server_config(&files, ca::verifier(&authority, &self.registry, now, optional, others)?)
+        let verifier = ca::verifier(&authority, &self.registry, now, who == Who::Anybody, others)?;
+        let verifier = if who == Who::Expired { Expired::wrap(verifier, self.recovery) } else { verifier };
+        ca::server_config(&files, verifier)
     }
 
     /// What is known of certificates and of those who hold them.
@@ -81,14 +103,26 @@ impl Trust {
     pub(crate) fn devices(&self) -> Result<Arc<ServerConfig>, CaError> {
         let factories =
             self.registry.look(|state| state.factories().values().map(|f| f.ca.clone()).collect::<Vec<_>>());
-        self.config(self.given.0.as_ref(), self.optional, &factories)
+        let who = if self.optional { Who::Anybody } else { Who::Certified };
+        self.config(self.given.0.as_ref(), who, &factories)
+    }
+
+    /// That of the listener for devices whose certificates have expired.
+    pub(crate) fn recovery(&self) -> Result<Arc<ServerConfig>, CaError> {
+        self.config(self.given.0.as_ref(), Who::Expired, &[])
     }
 
     /// The configuration of the HTTP listener, whose clients may have a certificate or a token.
     pub(crate) fn http(&self) -> Result<http::Tls, CaError> {
-        let config = self.config(self.given.1.as_ref(), true, &[])?;
+        let config = self.config(self.given.1.as_ref(), Who::Anybody, &[])?;
         let settings = self.http.get_or_init(|| TlsSettings::new(&config)).clone();
         Ok(Arc::new(move || settings.config()))
+    }
+
+    /// Whose certificates end soon.
+    pub(crate) fn expiring(&self, audit: Arc<Audit>, report: Arc<expiring::Report>) -> Expiring {
+        let (registry, tenant, clock) = (self.registry.clone(), self.tenant.clone(), self.clock.clone());
+        Expiring { registry, tenant, audit, clock, report }
     }
 
     /// Whose a certificate is that was shown to the HTTP listener.
@@ -98,7 +132,12 @@ impl Trust {
 
     /// Follows registry and files until the engine stops: connections that are not allowed any more are cut, handshakes are
     /// judged by what is known now.
-    pub(crate) async fn follow(self, hub: Arc<Hub>, devices: Option<TlsSettings>, stop: CancellationToken) {
+    pub(crate) async fn follow(
+        self,
+        hub: Arc<Hub>,
+        (devices, recovery): (Option<TlsSettings>, Option<TlsSettings>),
+        stop: CancellationToken,
+    ) {
         let guard = self.guard.clone();
         let changed = move |files: bool| {
             hub.wake_all();
@@ -114,7 +153,8 @@ impl Trust {
                     (None, _) => {}
                 };
             swap(devices.as_ref(), self.devices());
-            swap(self.http.get(), self.config(self.given.1.as_ref(), true, &[]));
+            swap(recovery.as_ref(), self.recovery());
+            swap(self.http.get(), self.config(self.given.1.as_ref(), Who::Anybody, &[]));
         };
         guard::follow(guard, changed, stop).await;
     }

@@ -566,6 +566,7 @@ fn what_devices_are_told() {
         session: 8,
         dv: None,
         delta: None,
+        renew: false,
     };
     assert_eq!(HelloAck::decode(&golden("hello_ack.hex", &answer.encode())), Ok(answer.clone()));
     let answer = HelloAck { dv: Some(3), delta: Some(vec![0xa1, 0x61, b'a', 0x01]), ..answer };

@@ -11,6 +11,9 @@ use crate::ack::{EpochAck, WireError, definite, get_epochs, put_epochs};
 use crate::seq::{Epoch, MAX_SEQ};
 use crate::time::Timestamp;
 
+/// What `cert_action` says when a certificate is due.
+const RENEW: &str = "renew";
+
 /// Most epochs in a hello. A device sends at most 8 at a time and opens at most 100 a day.
 pub const MAX_EPOCHS: usize = 1024;
 
@@ -73,6 +76,8 @@ pub struct HelloAck {
     pub dv: Option<u64>,
     /// All that is desired and not reported there, as a CBOR map, unless it has applied that version.
     pub delta: Option<Vec<u8>>,
+    /// Whether the certificate that the connection was opened with is due to be renewed.
+    pub renew: bool,
 }
 
 type Done = Result<(), minicbor::encode::Error<std::convert::Infallible>>;
@@ -209,7 +214,7 @@ impl HelloAck {
     }
 
     fn put(&self, out: &mut Encoder<&mut Vec<u8>>) -> Done {
-        let optional = [self.st.is_some(), self.dv.is_some(), self.delta.is_some()];
+        let optional = [self.st.is_some(), self.dv.is_some(), self.delta.is_some(), self.renew];
         out.map(6 + optional.iter().filter(|present| **present).count() as u64)?.str("acks")?;
         put_epochs(out, &self.acks)?;
         out.str("ack_level")?.u8(self.ack_level)?.str("credit")?.u32(self.credit)?;
@@ -223,6 +228,9 @@ impl HelloAck {
         }
         if let Some(delta) = &self.delta {
             out.str("delta")?.writer_mut().extend_from_slice(delta);
+        }
+        if self.renew {
+            out.str("cert_action")?.str(RENEW)?;
         }
         Ok(())
     }
@@ -249,6 +257,7 @@ impl HelloAck {
                     input.skip()?;
                     ack.delta = input.input().get(from..input.position()).map(<[u8]>::to_vec);
                 }
+                "cert_action" => ack.renew = optional(input, Decoder::str)? == Some(RENEW),
                 _ => input.skip()?,
             }
         }
@@ -288,6 +297,7 @@ mod tests {
             session: 8,
             dv: Some(3),
             delta: Some(vec![0xa1, 0x61, b'a', 1]),
+            renew: true,
         };
         assert_eq!(HelloAck::decode(&answer.encode()), Ok(answer));
     }

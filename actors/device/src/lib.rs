@@ -13,6 +13,7 @@
 //! - [`shadow`]: what a device is wanted to be, and what it says it is.
 //! - [`command`]: what it is told to do, once.
 //! - [`status`]: whether it is there.
+//! - [`renewal`]: when its certificate is due.
 //! - [`machine`]: the device itself, `admit` / `apply` / `tick`.
 //!
 //! Deliberately absent: tokio, Arrow, ractor, any clock and any source of randomness. Time and random
@@ -30,6 +31,7 @@ pub mod machine;
 pub mod payload;
 #[cfg(feature = "planted")]
 pub mod planted;
+pub mod renewal;
 pub mod schema;
 pub mod seq;
 pub mod shadow;

@@ -138,11 +138,11 @@ impl Device {
     pub fn admit(&mut self, message: Message<'_>, catalog: &Catalog, random: &mut dyn FnMut() -> u64) -> Verdict {
         self.now = self.now.max(message.received);
         let mut verdict = match message.channel {
-            Channel::Hello if message.payload.is_empty() => {
+            Channel::Hello | Channel::HelloDue if message.payload.is_empty() => {
                 let refusal = payload::Refusal::new(crate::entry::Reason::Empty, "the hello is empty");
                 letter::refused(&self.id, Leaf::Hello, refusal)
             }
-            Channel::Hello => self.greet(message),
+            Channel::Hello | Channel::HelloDue => self.greet(message),
             Channel::Telemetry => match payload::detect(message.payload, message.format) {
                 Ok(PayloadFormat::Frame) => self.frame(message, catalog),
                 Ok(format) => self.plain(message, format, catalog, random),

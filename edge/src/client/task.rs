@@ -2,6 +2,7 @@
 
 mod act;
 mod keeping;
+mod papers;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -25,6 +26,7 @@ use crate::outbox::{Outbox, Pushed};
 use crate::reading::{Reading, SchemaRef};
 use crate::twin::Sent;
 use crate::wire;
+pub(super) use papers::Papers;
 
 /// Records that may wait for a store that fails before no more are taken.
 const MAX_PENDING: usize = 4096;
@@ -69,6 +71,8 @@ pub(super) struct Task {
     /// Away only while a commit runs on a blocking thread.
     outbox: Option<Outbox>,
     keeper: Keeper,
+    /// Its certificate, if it has one of its own.
+    papers: Option<Papers>,
     /// Reports on their way, by packet id.
     reports: HashMap<u16, Sent>,
     agent: Agent,
@@ -105,7 +109,7 @@ impl Task {
     pub(super) fn new(
         config: EdgeConfig,
         clock: Clock,
-        (outbox, keeper): (Outbox, Keeper),
+        (outbox, keeper, papers): (Outbox, Keeper, Option<Papers>),
         shared: Arc<Shared>,
         inbox: mpsc::Receiver<Command>,
     ) -> Self {
@@ -133,6 +137,7 @@ impl Task {
             inbox,
             outbox: Some(outbox),
             keeper,
+            papers,
             reports: HashMap::new(),
             agent,
             shared,
@@ -189,6 +194,7 @@ impl Task {
                     self.connecting = None;
                     tracing::debug!(device = %self.config.device, %error, "cannot connect");
                     self.retry_later();
+                    self.turned_away(&error).await;
                 }
                 Woke::Timer => {}
             }
@@ -202,6 +208,7 @@ impl Task {
             if self.agent.deadline().is_some_and(|at| at <= self.elapsed()) {
                 self.step(Event::Tick).await;
             }
+            self.look_at_papers().await;
             self.publish_stats();
             if self.is_idle() {
                 for reply in self.flushing.drain(..) {
@@ -212,7 +219,9 @@ impl Task {
         self.commit().await;
         if let Some(reply) = goodbye {
             if let Some(mut link) = self.link.take() {
-                let _ = link.publish(&act::status(&self.topics.status, &wire::offline(self.session)));
+                if self.papers.as_ref().is_none_or(Papers::is_whole) {
+                    let _ = link.publish(&act::status(&self.topics.status, &wire::offline(self.session)));
+                }
                 let _ = tokio::time::timeout(GOODBYE, link.disconnect()).await;
             }
             self.publish_stats();
@@ -223,7 +232,8 @@ impl Task {
     async fn wait(&mut self) -> Woke {
         let accepts = self.accepts();
         let tick = self.agent.deadline().map(|at| self.started + at);
-        let wake = tick.into_iter().chain(self.commit_at).chain(self.reconnect_at).min();
+        let papers = self.papers.as_ref().map(|papers| papers.wake(self.started));
+        let wake = tick.into_iter().chain(self.commit_at).chain(self.reconnect_at).chain(papers).min();
         let Self { inbox, link, connecting, .. } = self;
         tokio::select! {
             command = inbox.recv(), if accepts => Woke::Command(command),
@@ -272,6 +282,7 @@ impl Task {
                 }
             }
             Command::Ended { id, state, out } => self.ended(&id, state, out).await,
+            Command::Rotate => self.papers(crate::identity::Event::Rotate).await,
             Command::Fault(Fault::Cut) => {
                 self.reconnect_wait = RECONNECT_AFTER;
                 self.disconnected(&MqttError::Closed(": cut on purpose".to_owned())).await;
@@ -398,7 +409,6 @@ impl Task {
         }
         self.reconnect_at = None;
         self.session = rand::random();
-        let config = self.config.mqtt.clone();
         let hail = Hail {
             client_id: self.config.device.as_str().to_owned(),
             will: Some((self.topics.status.clone(), wire::offline(self.session))),
@@ -411,6 +421,13 @@ impl Task {
             ]
             .map(Clone::clone)
             .into(),
+        };
+        let (config, hail) = match self.show(hail) {
+            Ok(shown) => shown,
+            Err(error) => {
+                tracing::warn!(device = %self.config.device, error, "cannot connect");
+                return self.retry_later();
+            }
         };
         self.connecting = Some(Box::pin(async move { Link::connect(&config, &hail).await }));
     }
@@ -426,7 +443,15 @@ impl Task {
         self.connecting = None;
         self.link = Some(link);
         self.shared.connects.fetch_add(1, Ordering::Relaxed);
-        self.step(Event::Connected).await;
+        if self.shown().await {
+            self.step(Event::Connected).await;
+        }
+    }
+
+    /// What belonged to the connection that has ended.
+    fn forget_link(&mut self) {
+        self.held_back.clear();
+        self.reports.clear();
     }
 
     async fn disconnected(&mut self, error: &MqttError) {
@@ -434,10 +459,10 @@ impl Task {
         if self.link.take().is_none() {
             return;
         }
-        self.held_back.clear();
-        self.reports.clear();
+        self.forget_link();
         self.retry_later();
         self.step(Event::Disconnected).await;
+        self.turned_away(error).await;
     }
 
     fn publish_stats(&self) {
@@ -451,6 +476,7 @@ impl Task {
         set(&self.shared.unacknowledged, self.agent.unacknowledged());
         set(&self.shared.in_flight, self.agent.in_flight());
         set(&self.shared.lost, self.outbox.as_ref().map_or(0, Outbox::dropped));
+        set(&self.shared.renewed, self.papers.as_ref().map_or(0, Papers::renewed));
         self.shared.connected.store(self.agent.is_up(), Ordering::Relaxed);
     }
 }

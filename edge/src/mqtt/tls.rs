@@ -36,7 +36,28 @@ impl TlsConfig {
     ) -> Result<Self, MqttError> {
         let chain = certificates(certificate)?;
         let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, &error))?;
-        let config = builder(authority)?
+        Self::certified(builder(authority)?, server_name, chain, key)
+    }
+
+    /// The same from texts, all PEM.
+    pub fn from_pem(authority: &str, server_name: Option<String>, chain: &str, key: &str) -> Result<Self, MqttError> {
+        let wrong = |what: &str, error: &dyn std::fmt::Display| MqttError::Tls(format!("the {what}: {error}"));
+        let read = |what: &str, text: &str| {
+            let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+            found.map_err(|error| wrong(what, &error))
+        };
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| wrong("private key", &error))?;
+        let builder = trusting(read("authority", authority)?, "the authority")?;
+        Self::certified(builder, server_name, read("certificate", chain)?, key)
+    }
+
+    fn certified(
+        builder: Builder,
+        server_name: Option<String>,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, MqttError> {
+        let config = builder
             .with_client_auth_cert(chain, key)
             .map_err(|error| MqttError::Tls(format!("certificate and key do not work together: {error}")))?;
         Ok(Self { config: Arc::new(config), server_name })
@@ -46,11 +67,13 @@ impl TlsConfig {
 type Builder = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
 
 fn builder(authority: &Path) -> Result<Builder, MqttError> {
+    trusting(certificates(authority)?, &authority.display().to_string())
+}
+
+fn trusting(authorities: Vec<CertificateDer<'static>>, named: &str) -> Result<Builder, MqttError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(authority)? {
-        roots
-            .add(certificate)
-            .map_err(|error| MqttError::Tls(format!("{} is no usable authority: {error}", authority.display())))?;
+    for certificate in authorities {
+        roots.add(certificate).map_err(|error| MqttError::Tls(format!("{named} is no usable authority: {error}")))?;
     }
     // The provider is named, not taken from the process: a library must not depend on who installed one.
     let provider = Arc::new(rustls::crypto::ring::default_provider());

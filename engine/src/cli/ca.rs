@@ -1,9 +1,12 @@
 //! `weir ca`
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use access::authority::{self, Key, Made, write_file};
 use access::registry::{Certificate, Entry, Fact, RegistryError};
+use access::renew;
 use access::subject::Subject;
 use device::id::DeviceId;
 use device::time::Timestamp;
@@ -97,9 +100,15 @@ enum Action {
         at: At,
     },
     /// Certificates that were issued, and what became of them.
+    #[command(
+        after_help = "Examples:\n  weir ca list pump-7\n  weir ca list --expiring 14d     (devices that have not renewed theirs)"
+    )]
     List {
         /// Only those of this device, user or group.
         name: Option<String>,
+        /// Only the last ones of devices, if they end within this time.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "name")]
+        expiring: Option<Duration>,
         #[arg(long, value_enum, default_value = "text")]
         format: Output,
         #[command(flatten)]
@@ -185,7 +194,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             let gateway = gateway.then(|| Fact::Gateway { device: name.clone(), children });
             issue(at, &wish, gateway, false)
         }
-        Action::List { name, format, at } => list(at, name.as_deref(), *format),
+        Action::List { name, expiring, format, at } => list(at, name.as_deref(), *expiring, *format),
         Action::Revoke { what, kind, reason, at } => revoke(at, what, *kind, reason),
         Action::Admit { device: id, at } => admit(at, &device(id)?),
         Action::Children { gateway, children, at } => {
@@ -356,14 +365,21 @@ fn fate(entry: &Entry, standing: Result<(), access::registry::Refusal>, now: Tim
     }
 }
 
-fn list(at: &At, name: Option<&str>, format: Output) -> Result<(), Exit> {
+fn list(at: &At, name: Option<&str>, expiring: Option<Duration>, format: Output) -> Result<(), Exit> {
     let tenant = authority::open(&at.folder()).map_err(Exit::failed)?.tenant().to_owned();
     let now = clock::now();
     let registry = at.registry()?;
     let mut text = String::new();
     let mut items = Vec::new();
     registry.look(|state| {
+        let ending = expiring.map(|within| {
+            let within = i64::try_from(within.as_nanos()).unwrap_or(i64::MAX);
+            renew::ending(state, &tenant, within, now).into_iter().map(|it| it.serial).collect::<HashSet<_>>()
+        });
         for entry in state.all() {
+            if ending.as_ref().is_some_and(|ending| !ending.contains(&entry.certificate.serial)) {
+                continue;
+            }
             let Some(subject) = Subject::parse(&entry.certificate.subject, &tenant) else { continue };
             if name.is_some_and(|name| subject.name() != name || subject == Subject::Server) {
                 continue;
@@ -380,6 +396,7 @@ fn list(at: &At, name: Option<&str>, format: Output) -> Result<(), Exit> {
                     "issued": time_text(entry.issued), "not_before": time_text(*not_before), "not_after": time_text(*not_after),
                     "revoked": entry.revoked.as_ref().map(|(at, _)| time_text(*at)),
                     "reason": entry.revoked.as_ref().map(|(_, reason)| reason),
+                    "proven": entry.proven.map(time_text), "replaces": entry.certificate.replaces, "ends": entry.ends.map(time_text),
                     "children": device.and_then(|device| state.children(device)),
                 })),
             }

@@ -32,6 +32,9 @@ pub(super) struct Args {
     /// MQTT listener with TLS 1.3 and client certificates [default without --insecure: 0.0.0.0:8883].
     #[arg(long, env = "WEIR_MQTTS", value_name = "ADDR")]
     mqtts: Option<SocketAddr>,
+    /// Listener for devices whose certificates have expired, to renew them and nothing else [default: none].
+    #[arg(long, env = "WEIR_MQTTS_RECOVERY", value_name = "ADDR")]
+    mqtts_recovery: Option<SocketAddr>,
     /// Certificate chain of the TLS listener (PEM); without it the engine's own authority makes one.
     #[arg(long, env = "WEIR_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
@@ -64,6 +67,7 @@ impl Args {
         }
         config.mqtt.plain = self.mqtt.or(config.mqtt.plain);
         config.mqtt.tls = self.mqtts.or(config.mqtt.tls);
+        config.mqtt.recovery = self.mqtts_recovery.or(config.mqtt.recovery);
         config.http.listen = self.http.or(config.http.listen);
         config.mqtt.tls_cert = self.tls_cert.clone().or(config.mqtt.tls_cert);
         config.mqtt.tls_key = self.tls_key.clone().or(config.mqtt.tls_key);

@@ -8,7 +8,7 @@ use device::payload::Layout;
 use edge::mqtt::Protocol;
 
 use crate::clock;
-use crate::simulate::{self, Mode, SimulateConfig, SimulateTls};
+use crate::simulate::{self, Identities, Mode, SimulateConfig, SimulateTls};
 
 use super::{Exit, Output, print, stop_at_signal};
 
@@ -25,7 +25,9 @@ enum Speak {
 
 /// Arguments of `weir simulate`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  weir simulate --devices 200 --rate 1000 --for 1m --chaos")]
+#[command(
+    after_help = "Examples:\n  weir simulate --devices 200 --rate 1000 --for 1m --chaos\n  weir simulate --mqtt 127.0.0.1:8883 --ca claim/ca.crt --claim claim/line-1.crt --state agents/ --prefix pump- --devices 3\n    (agents that ask for certificates of their own, keep them below agents/, and renew them)"
+)]
 pub(super) struct Args {
     /// The engine's MQTT listener.
     #[arg(long, env = "WEIR_MQTT", default_value = "127.0.0.1:1883", value_name = "ADDR")]
@@ -33,6 +35,21 @@ pub(super) struct Args {
     /// Connect with TLS and trust this authority (PEM).
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Devices have certificates of their own and keep them, and their outboxes, below this directory: in NAME/identity/.
+    #[arg(long, value_name = "DIR", requires = "ca")]
+    state: Option<PathBuf>,
+    /// The claim certificate of their group (PEM), with which devices that have none ask for their first.
+    #[arg(long, value_name = "FILE", requires = "state")]
+    claim: Option<PathBuf>,
+    /// Its private key (PEM) [default: the same name with .key].
+    #[arg(long, value_name = "FILE", requires = "claim")]
+    claim_key: Option<PathBuf>,
+    /// Where certificates that have expired are renewed: the engine's --mqtts-recovery.
+    #[arg(long, value_name = "ADDR", requires = "state")]
+    recovery: Option<SocketAddr>,
+    /// Renew the certificates so often, although they are not due.
+    #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME", requires = "state")]
+    rotate_every: Option<Duration>,
     /// How many devices.
     #[arg(long, default_value_t = 50)]
     devices: usize,
@@ -75,7 +92,14 @@ pub(super) struct Args {
 }
 
 pub(super) async fn main(args: Args) -> Result<(), Exit> {
+    let claim = args.claim.map(|certificate| {
+        let key = args.claim_key.unwrap_or_else(|| certificate.with_extension("key"));
+        (certificate, key)
+    });
+    let (recovery, rotate_every) = (args.recovery, args.rotate_every);
+    let identities = args.state.clone().map(|state| Identities { state, claim, recovery, rotate_every });
     let config = SimulateConfig {
+        identities,
         tls: args.ca.map(|ca| SimulateTls { ca, server_name: None }),
         devices: args.devices,
         rate: args.rate,
@@ -88,7 +112,7 @@ pub(super) async fn main(args: Args) -> Result<(), Exit> {
             Speak::Cbor => Mode::PlainCbor { qos: args.qos },
         },
         protocol: if args.v3 { Protocol::V311 } else { Protocol::V5 },
-        data: args.outbox,
+        data: args.outbox.or(args.state),
         chaos: args.chaos,
         seed: args.seed,
         prefix: args.prefix,

@@ -2,8 +2,8 @@
 //!
 //! Anybody, on a loopback port that was opened on purpose, may do everything, so the gateway is also an ordinary MQTT
 //! broker. A device, known by its certificate, may do what the table of topics gives it under its own id (and under those
-//! of its children, if it is a gateway), and nothing else. Whoever has the claim certificate of a group, or one of a factory, may
-//! ask for a device's.
+//! of its children, if it is a gateway), and nothing else; one whose certificate has expired may ask for the next, on a listener of
+//! its own. Whoever has the claim certificate of a group, or one of a factory, may ask for a device's.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use access::origin::Factory;
 use access::subject::Subject;
 use access::users::Role;
 use device::id::DeviceId;
+use device::time::Timestamp;
 
 /// The speaker on one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,11 +27,25 @@ const OWN: [&str; 3] = ["$SYS", "$engine", "$share"];
 const CLOSED: [&str; 3] = ["devices", "groups", "provisioning"];
 
 /// What a device says, behind `devices/{id}/`.
-const SAID: [&str; 8] =
-    ["telemetry", "hello", "status", "commands/result", "config/reported", "shadow/reported", "ota/status", "ota/get"];
+const SAID: [&str; 9] = [
+    "telemetry",
+    "hello",
+    "status",
+    "commands/result",
+    "config/reported",
+    "shadow/reported",
+    "ota/status",
+    "ota/get",
+    RENEW,
+];
 
 /// What a device is told, behind `devices/{id}/`.
-const TOLD: [&str; 8] = ["hello/ack", "ack", "commands", "config", "errors", "shadow/delta", "ota/offer", "ota/chunk"];
+const TOLD: [&str; 9] =
+    ["hello/ack", "ack", "commands", "config", "errors", "shadow/delta", "ota/offer", "ota/chunk", RENEWED];
+
+/// Where a device asks for its next certificate, and where it is answered.
+const RENEW: &str = "cert/req";
+const RENEWED: &str = "cert/res";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
@@ -111,12 +126,16 @@ struct User {
 }
 
 /// What a device's certificate, and the registry, say of it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Card {
     id: DeviceId,
     subject: Subject,
     serial: String,
     children: BTreeSet<DeviceId>,
+    /// From when on its certificate is to be renewed, if that has not been done.
+    due: Option<Timestamp>,
+    /// Whether it may do nothing but that.
+    recovers: bool,
 }
 
 impl Card {
@@ -124,6 +143,11 @@ impl Card {
     fn own<'t>(&self, topic: &'t str) -> Option<&'t str> {
         let (id, rest) = topic.strip_prefix("devices/")?.split_once('/')?;
         (id == self.id.as_str() || self.children.contains(id)).then_some(rest)
+    }
+
+    /// The same for this device alone.
+    fn itself<'t>(&self, topic: &'t str) -> Option<&'t str> {
+        topic.strip_prefix("devices/")?.strip_prefix(self.id.as_str())?.strip_prefix('/')
     }
 }
 
@@ -135,7 +159,42 @@ impl Identity {
 
     /// A device that showed a certificate with this number, and the devices that it speaks for.
     pub fn device(id: DeviceId, serial: String, children: BTreeSet<DeviceId>) -> Self {
-        Self { kind: Kind::Device(Arc::new(Card { subject: Subject::Device(id.clone()), id, serial, children })) }
+        let (subject, due, recovers) = (Subject::Device(id.clone()), None, false);
+        Self { kind: Kind::Device(Arc::new(Card { subject, id, serial, children, due, recovers })) }
+    }
+
+    /// The same device, whose certificate is to be renewed from this time on.
+    pub fn due(mut self, due: Option<Timestamp>) -> Self {
+        if let Kind::Device(card) = &mut self.kind {
+            Arc::make_mut(card).due = due;
+        }
+        self
+    }
+
+    /// The same device, which may do nothing but ask for its next certificate.
+    pub fn recovering(mut self) -> Self {
+        if let Kind::Device(card) = &mut self.kind {
+            Arc::make_mut(card).recovers = true;
+        }
+        self
+    }
+
+    /// Whether it may do nothing but ask for its next certificate.
+    pub fn recovers(&self) -> bool {
+        matches!(&self.kind, Kind::Device(card) if card.recovers)
+    }
+
+    /// Whether the certificate of this device itself, not of its gateway, is to be renewed now.
+    pub fn is_due(&self, device: &DeviceId, now: Timestamp) -> bool {
+        matches!(&self.kind, Kind::Device(card) if card.id == *device && card.due.is_some_and(|due| now >= due))
+    }
+
+    /// What somebody is told who tries what is not open.
+    pub fn closed(&self, what: &'static str) -> &'static str {
+        match self.recovers() {
+            true => "expired_certificate: here a device may only renew its certificate, by cert/req and cert/res",
+            false => what,
+        }
     }
 
     /// Somebody who showed the claim certificate with this number.
@@ -199,6 +258,8 @@ impl Identity {
             Kind::Claim(claim) => format!("claim/{}/{client_id}", claim.group).into(),
             Kind::Factory(made) => format!("factory/{}/{}/{client_id}", made.factory.name, made.device).into(),
             Kind::User(user) => format!("user/{}/{client_id}", user.subject.name()).into(),
+            // Whoever shows a certificate that has expired ends nobody's connection.
+            Kind::Device(card) if card.recovers => format!("recovery/{}", card.id).into(),
             _ => client_id.into(),
         }
     }
@@ -257,6 +318,7 @@ impl Identity {
                 let first = topic.split('/').next().unwrap_or_default();
                 user.role >= Role::Operator && !OWN.contains(&first) && !CLOSED.contains(&first)
             }
+            Kind::Device(card) if card.recovers => card.itself(topic) == Some(RENEW),
             Kind::Device(card) => {
                 card.own(topic).is_some_and(|rest| SAID.contains(&rest) || is_shadow(rest, "reported"))
             }
@@ -280,6 +342,7 @@ impl Identity {
             Kind::Claim(claim) => is_asking(filter, &claim.group, "res"),
             Kind::Factory(made) => is_asking(filter, &made.factory.name, "res"),
             Kind::User(user) => user.role >= Role::Admin || !filter.split('/').any(|level| level == "$engine"),
+            Kind::Device(card) if card.recovers => card.itself(filter) == Some(RENEWED),
             Kind::Device(card) => card.own(filter).is_some_and(|rest| {
                 let whole = rest == "#" || rest.strip_suffix("/#").is_some_and(|above| !above.contains('+'));
                 whole || TOLD.contains(&rest) || is_shadow(rest, "delta")
@@ -449,6 +512,33 @@ mod tests {
         assert_eq!((made.certificate(), made.client_id(), made.speaks_for()), (None, None, 1));
         assert!(made.is_strict());
         assert_eq!(made.session("b"), "factory/f/a/b", "no device can have this name, nor another one of the factory");
+    }
+
+    #[test]
+    fn whose_certificate_has_expired_may_renew_it_and_nothing_else() {
+        let gateway = Identity::device(id("a"), "1".into(), BTreeSet::from([id("b")])).recovering();
+        assert!(gateway.may_publish("devices/a/cert/req") && gateway.may_subscribe("devices/a/cert/res"));
+        for rest in SAID.iter().chain(&TOLD).filter(|rest| **rest != RENEW) {
+            assert!(!gateway.may_publish(&format!("devices/a/{rest}")), "{rest}");
+        }
+        for topic in ["devices/b/cert/req", "devices/aa/cert/req", "devices/a/cert/req/x", "plain"] {
+            assert!(!gateway.may_publish(topic), "{topic}");
+        }
+        for filter in ["devices/a/#", "devices/a/cert/#", "devices/a/commands", "devices/b/cert/res"] {
+            assert!(!gateway.may_subscribe(filter), "{filter}");
+        }
+        assert_eq!(gateway.session("a"), "recovery/a");
+        assert!(gateway.closed("no").starts_with("expired_certificate"));
+        assert_eq!(Identity::anonymous().closed("no"), "no");
+    }
+
+    #[test]
+    fn a_device_is_reminded_of_its_own_certificate_and_of_nobody_elses() {
+        let gateway = Identity::device(id("a"), "1".into(), BTreeSet::from([id("b")])).due(Some(Timestamp(5)));
+        assert!(!gateway.is_due(&id("a"), Timestamp(4)));
+        assert!(gateway.is_due(&id("a"), Timestamp(5)));
+        assert!(!gateway.is_due(&id("b"), Timestamp(5)));
+        assert!(!gateway.due(None).is_due(&id("a"), Timestamp(5)));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use actors::admission::Credit;
-use actors::message::{Inbound, Ingress, Outcome, OutcomeSink, Reply, Stray};
+use actors::message::{Channel, Inbound, Ingress, Outcome, OutcomeSink, Reply, Stray};
 use bytes::{Buf, Bytes};
 use device::entry::Reason;
+use device::id::DeviceId;
 use device::payload::PayloadFormat;
 use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -139,7 +140,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             return self.deny(at, ticket, "only status may be retained");
         }
         if self.routes.get(at).is_some_and(|route| route.target == Target::Denied) {
-            return self.deny(at, ticket, "this topic is not open to you");
+            return self.deny(at, ticket, self.identity.closed("this topic is not open to you"));
         }
         self.hand_on(at, head, payload, ticket, frame.len);
         Ok(())
@@ -149,13 +150,15 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         let Some(route) = self.routes.get(at) else { return };
         let reply = || ticket.map(|ticket| Reply { sink: self.session.sink.clone(), ticket });
         match &route.target {
-            Target::Device(channel, _) => {
+            Target::Device(channel, device) => {
+                let due = *channel == Channel::Hello && self.identity.is_due(device, self.received);
+                let channel = if due { Channel::HelloDue } else { channel.clone() };
                 let retains = route.target.retains();
                 up(&self.shared.hub.metrics.to_device);
                 self.credited = self.credited.saturating_sub(len);
                 let Some(credit) = self.credit.clone() else { return };
                 let inbound = Inbound {
-                    channel: channel.clone(),
+                    channel,
                     payload: payload.clone(),
                     format: head.format,
                     received: self.received,
@@ -187,6 +190,11 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                 let asker = asker.clone();
                 self.provision(asker, payload, ticket);
             }
+            Target::Renewal(device) => {
+                up(&self.shared.hub.metrics.to_live);
+                let device = device.clone();
+                self.renew(device, head.qos, payload, ticket);
+            }
             Target::Live => {
                 up(&self.shared.hub.metrics.to_live);
                 let verdict = if self.publish_live(at, head, payload) {
@@ -202,19 +210,37 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         }
     }
 
-    /// Hands a request for a first certificate on. The answer goes to this session alone, whatever else is subscribed, and the
-    /// acknowledgement after it: both when what was decided is durable.
+    /// Hands a request for a first certificate on.
     fn provision(&self, asker: Asker, payload: Bytes, ticket: Option<u64>) {
         let Some(guard) = self.shared.guard.clone() else { return };
+        let topic = format!("provisioning/{}/res", asker.name());
+        let answered = guard.provision(Some((asker, self.number)), self.peer, payload);
+        let answer = async move { answered.await.map(|answered| answered.bytes()).unwrap_or_default() };
+        self.answer_when_decided(topic, 1, ticket, answer);
+    }
+
+    /// Hands a device's request for its next certificate on.
+    fn renew(&self, device: DeviceId, qos: u8, payload: Bytes, ticket: Option<u64>) {
+        let Some(guard) = self.shared.guard.clone() else { return };
+        let topic = format!("devices/{device}/cert/res");
+        let answer = guard.renew(self.identity.clone(), device, self.peer, payload);
+        self.answer_when_decided(topic, qos.max(1), ticket, answer);
+    }
+
+    /// The answer goes to this session alone, whatever else is subscribed, and the acknowledgement after it: both when what was
+    /// decided is durable.
+    fn answer_when_decided(
+        &self,
+        topic: String,
+        qos: u8,
+        ticket: Option<u64>,
+        answer: impl Future<Output = Vec<u8>> + Send + 'static,
+    ) {
         let (hub, session) = (self.shared.hub.clone(), self.session.clone());
         // Held until it is decided, as by every message that is on its way.
         let sink = self.session.sink.clone();
-        let (number, peer) = (self.number, self.peer);
         tokio::spawn(async move {
-            let topic: Arc<str> = format!("provisioning/{}/res", asker.name()).into();
-            let answered = guard.provision(Some((asker, number)), peer, payload).await;
-            let payload = answered.map(|answered| answered.bytes()).unwrap_or_default().into();
-            let (qos, retain) = (1, false);
+            let (topic, payload, retain) = (Arc::from(topic), answer.await.into(), false);
             let message =
                 Message { topic, payload, qos, retain, properties: Bytes::new(), expires: None, publisher: 0 };
             hub.offer(&session, Delivery { message: Arc::new(message), qos, retain, ids: Vec::new() });

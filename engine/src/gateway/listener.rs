@@ -45,8 +45,19 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// How connections of a listener begin.
+#[derive(Debug, Clone)]
+pub(crate) enum Way {
+    /// Without TLS.
+    Plain,
+    /// With TLS, and usually a certificate.
+    Secure(TlsSettings),
+    /// With a certificate that may have expired.
+    Recovery(TlsSettings),
+}
+
 /// Accepts until told to stop.
-pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener, tls: Option<TlsSettings>) {
+pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener, way: Way) {
     loop {
         let accepted = tokio::select! {
             () = door.stop.cancelled() => return,
@@ -77,15 +88,16 @@ pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener
         // Answers are small and go out once per turn: waiting for more to send would only delay them.
         let _ = stream.set_nodelay(true);
         let serve = {
-            let (door, tls) = (door.clone(), tls.clone());
+            let (door, way) = (door.clone(), way.clone());
             async move {
                 up(&metrics.connections);
-                match tls {
-                    None => {
+                match way {
+                    Way::Plain => {
                         let entry = (Ok(Some(Identity::anonymous())), 0);
                         opening::serve(door.shared.clone(), stream, entry, Some(peer)).await;
                     }
-                    Some(tls) => handshake(&door, stream, peer, &tls).await,
+                    Way::Secure(tls) => handshake(&door, stream, peer, (&tls, false)).await,
+                    Way::Recovery(tls) => handshake(&door, stream, peer, (&tls, true)).await,
                 }
                 down(&metrics.connections);
                 drop((place, counted));
@@ -95,7 +107,12 @@ pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener
     }
 }
 
-async fn handshake<I: Ingress>(door: &Arc<Door<I>>, stream: TcpStream, peer: SocketAddr, tls: &TlsSettings) {
+async fn handshake<I: Ingress>(
+    door: &Arc<Door<I>>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    (tls, recovery): (&TlsSettings, bool),
+) {
     let metrics = &door.shared.hub.metrics;
     let turn = door.handshakes.take();
     let limit = door.shared.hub.limits.handshake;
@@ -120,8 +137,9 @@ async fn handshake<I: Ingress>(door: &Arc<Door<I>>, stream: TcpStream, peer: Soc
     // In this order: what changes while it is asked is seen by the connection.
     let revision = guard.map_or(0, |guard| guard.revision());
     let entry = match (guard, stream.get_ref().1.peer_certificates()) {
+        (Some(guard), Some([certificate, ..])) if recovery => guard.identify_expired(certificate).map(Some),
         (Some(guard), Some(chain)) => guard.identify_chain(chain).map(Some),
-        (Some(guard), None) if guard.takes_tokens() => Ok(None),
+        (Some(guard), None) if !recovery && guard.takes_tokens() => Ok(None),
         // The verifier has let in somebody without a certificate because nobody has to have one.
         _ => Ok(Some(Identity::anonymous())),
     };

@@ -75,6 +75,7 @@ use crate::bus::{Bus, BusConfig};
 use crate::guard::Guard;
 use connection::{CLOSED, DRAINING, RUNNING, Shared};
 use crowd::{Addresses, Turns};
+use listener::Way;
 use metrics::up;
 
 /// Whether a text is a topic filter; if not, why not.
@@ -92,6 +93,8 @@ pub struct GatewayConfig {
     pub plain: Option<SocketAddr>,
     /// TLS 1.3.
     pub tls: Option<(SocketAddr, Arc<ServerConfig>)>,
+    /// TLS 1.3 for devices whose certificates have expired; its verifier demands one.
+    pub recovery: Option<(SocketAddr, Arc<ServerConfig>)>,
     /// Who decides about the certificates of clients; none: nobody is asked for one.
     pub guard: Option<Arc<Guard>>,
 }
@@ -120,8 +123,8 @@ pub struct Gateway {
     stop: CancellationToken,
     end: CancellationToken,
     plain: Option<SocketAddr>,
-    secure: Option<SocketAddr>,
-    tls: Option<TlsSettings>,
+    secure: Option<(SocketAddr, TlsSettings)>,
+    recovery: Option<(SocketAddr, TlsSettings)>,
 }
 
 /// The part of the shared state that does not depend on the kind of ingress.
@@ -140,7 +143,7 @@ impl<I: Ingress> Control for Shared<I> {
 
 impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gateway").field("plain", &self.plain).field("tls", &self.secure).finish_non_exhaustive()
+        f.debug_struct("Gateway").field("plain", &self.plain).field("tls", &self.tls_address()).finish_non_exhaustive()
     }
 }
 
@@ -160,10 +163,11 @@ impl Gateway {
             listener.map_err(|source| GatewayError::Bind { address, source })
         };
         let plain = config.plain.map(listen).transpose()?;
-        let secure = match &config.tls {
-            Some((address, config)) => Some((listen(*address)?, TlsSettings::new(config))),
-            None => None,
+        let secured = |config: &Option<(SocketAddr, Arc<ServerConfig>)>| match config {
+            Some((address, config)) => Ok(Some((listen(*address)?, TlsSettings::new(config)))),
+            None => Ok(None),
         };
+        let (secure, recovery) = (secured(&config.tls)?, secured(&config.recovery)?);
         let tasks = TaskTracker::new();
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
         start_bus(&hub, &end)?;
@@ -192,16 +196,19 @@ impl Gateway {
             end: end.clone(),
             plain: None,
             secure: None,
-            tls: None,
+            recovery: None,
         };
         if let Some((address, listener)) = plain {
             gateway.plain = Some(address);
-            tasks.spawn(listener::accept(door.clone(), listener, None));
+            tasks.spawn(listener::accept(door.clone(), listener, Way::Plain));
         }
         if let Some(((address, listener), settings)) = secure {
-            gateway.secure = Some(address);
-            gateway.tls = Some(settings.clone());
-            tasks.spawn(listener::accept(door, listener, Some(settings)));
+            gateway.secure = Some((address, settings.clone()));
+            tasks.spawn(listener::accept(door.clone(), listener, Way::Secure(settings)));
+        }
+        if let Some(((address, listener), settings)) = recovery {
+            gateway.recovery = Some((address, settings.clone()));
+            tasks.spawn(listener::accept(door, listener, Way::Recovery(settings)));
         }
         tokio::spawn(async move {
             let janitor = async {
@@ -227,12 +234,22 @@ impl Gateway {
 
     /// The address of the TLS listener.
     pub fn tls_address(&self) -> Option<SocketAddr> {
-        self.secure
+        self.secure.as_ref().map(|(address, _)| *address)
+    }
+
+    /// The address of the listener for devices whose certificates have expired.
+    pub fn recovery_address(&self) -> Option<SocketAddr> {
+        self.recovery.as_ref().map(|(address, _)| *address)
     }
 
     /// The TLS configuration, to be swapped when certificates or revocations change.
     pub fn tls(&self) -> Option<&TlsSettings> {
-        self.tls.as_ref()
+        self.secure.as_ref().map(|(_, settings)| settings)
+    }
+
+    /// The same of the listener for devices whose certificates have expired.
+    pub fn recovery_tls(&self) -> Option<&TlsSettings> {
+        self.recovery.as_ref().map(|(_, settings)| settings)
     }
 
     /// The way to subscribers of devices' topics. The same as `hub.clone()`, which exists before the gateway.

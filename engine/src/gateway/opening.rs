@@ -164,7 +164,7 @@ fn admit<I: Ingress>(
     }
     if let Some(will) = connect.will.as_ref().filter(|_| identity.is_strict()) {
         if !identity.may_publish(&will.topic) {
-            return Err(Fault::new(code::NOT_AUTHORIZED, "the topic of the will is not open to you"));
+            return Err(Fault::new(code::NOT_AUTHORIZED, identity.closed("the topic of the will is not open to you")));
         }
         if will.retain && !identity.may_retain(&will.topic) {
             return Err(Fault::new(code::NOT_AUTHORIZED, "only status may be retained, also as a will"));
@@ -333,7 +333,9 @@ pub(crate) async fn publish_wills<I: Ingress>(shared: &Arc<Shared<I>>, wills: Ve
             }
             Target::Live => announce(shared, will, publisher),
             // Of an anonymous speaker nothing leads there.
-            Target::Stray { .. } | Target::Denied | Target::Provisioning(_) => up(&shared.hub.metrics.wills_denied),
+            Target::Stray { .. } | Target::Denied | Target::Provisioning(_) | Target::Renewal(_) => {
+                up(&shared.hub.metrics.wills_denied)
+            }
         }
     }
 }

@@ -118,7 +118,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         }
         reply::suback(self.client.version, subscribe.packet_id, &codes, &mut self.out);
         match denied {
-            Some(filter) => self.denied(filter, "this topic filter is not open to you"),
+            Some(filter) => self.denied(filter, self.identity.closed("this topic filter is not open to you")),
             None => Ok(()),
         }
     }

@@ -30,6 +30,8 @@ pub(crate) enum Target {
     },
     /// To whoever gives first certificates.
     Provisioning(Asker),
+    /// To whoever gives devices their next certificates.
+    Renewal(DeviceId),
     /// To whoever is subscribed.
     Live,
     /// The speaker may not publish there.
@@ -67,6 +69,8 @@ pub(crate) fn target(topic: &str, identity: &Identity) -> Target {
         "config/reported" => Target::Device(Channel::Reported, device),
         "commands/result" => Target::Device(Channel::CommandResult, device),
         "status" => Target::Device(Channel::Status, device),
+        // Who has no certificate has none to renew.
+        "cert/req" if identity.certificate().is_some() => Target::Renewal(device),
         "" => stray(Reason::BadTopic, "a topic below devices/ names a device and a channel".into()),
         _ => match reported(channel) {
             Some(shadow) => Target::Device(Channel::PlainReported(shadow.into()), device),

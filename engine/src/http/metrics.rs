@@ -54,6 +54,9 @@ pub(super) async fn render(State(api): State<Api>) -> impl IntoResponse {
         counter(&mut text, "weir_alert_attempts_failed_total", &format!("channel=\"{channel}\""), report.failed);
     }
     counter(&mut text, "weir_alert_unreached_total", "", api.told.unreached_count());
+    for (days, count) in api.expiring.counts() {
+        sample(&mut text, "weir_certificates_expiring", &format!("within=\"{days}d\""), count);
+    }
     let (acts, dropped, failures) = api.guard.audit().counters();
     counter(&mut text, "weir_audit_acts_total", "", acts);
     counter(&mut text, "weir_audit_dropped_total", "", dropped);

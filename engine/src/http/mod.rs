@@ -38,6 +38,7 @@ use crate::audit;
 use crate::clock::Clock;
 use crate::config::{ChannelConfig, Writers};
 use crate::core::Core;
+use crate::expiring;
 use crate::gateway::GatewayMetrics;
 use crate::housekeeping::{self, Report};
 use crate::ledger::Books;
@@ -75,6 +76,8 @@ pub struct Api {
     pub deployments: Arc<Deployments>,
     /// What retention and compaction have done.
     pub housekeeping: Arc<Report>,
+    /// Whose certificates end soon.
+    pub expiring: Arc<expiring::Report>,
     /// What became of messages about incidents.
     pub told: Arc<notify::Report>,
     /// Where they go.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use device::id::DeviceId;
 use device::schema::Value;
+use edge::identity::IdentityConfig;
 use edge::outbox::WhenFull;
 use edge::twin::Task;
 use edge::{EdgeClient, EdgeConfig, Fault, Reading, SchemaRef, Store};
@@ -43,7 +44,15 @@ pub(super) async fn run(fleet: &Fleet, index: usize, name: DeviceId) -> Result<T
     let first = begun + phase;
     let mut made = 0;
     let mut last = (fleet.clock)();
+    let every = fleet.config.identities.as_ref().and_then(|identities| identities.rotate_every);
+    let mut rotate_at = every.map(|every| begun + every);
     while !fleet.over() {
+        if let (Some(every), Some(at)) = (every, rotate_at)
+            && at <= Instant::now()
+        {
+            client.rotate().await?;
+            rotate_at = Some(Instant::now() + every);
+        }
         let count = if interval.is_zero() {
             if client.stats().unacknowledged > FLOOD_AHEAD {
                 fleet.sleep_until(Instant::now() + Duration::from_millis(1)).await;
@@ -52,7 +61,7 @@ pub(super) async fn run(fleet: &Fleet, index: usize, name: DeviceId) -> Result<T
                 fleet.config.frame as u64
             }
         } else {
-            let next = fleet.look(first, made);
+            let next = fleet.look(first, made).min(rotate_at.unwrap_or(fleet.ends));
             loop {
                 tokio::select! {
                     () = fleet.sleep_until(next) => break,
@@ -114,6 +123,7 @@ fn count_up(tally: &mut Tally, stats: &edge::Stats) {
     tally.lost += stats.lost;
     tally.refused += stats.refused;
     tally.connects += stats.connects;
+    tally.renewed += stats.renewed;
 }
 
 fn config(fleet: &Fleet, name: DeviceId) -> EdgeConfig {
@@ -130,6 +140,15 @@ fn config(fleet: &Fleet, name: DeviceId) -> EdgeConfig {
     config.reconnect_at_most = RECONNECT;
     config.latency = fleet.latency.clone();
     config.firmware = "simulated".to_owned();
+    if let (Some(identities), Some(tls)) = (&fleet.config.identities, &fleet.config.tls) {
+        config.identity = Some(IdentityConfig {
+            folder: identities.state.join(config.device.as_str()).join("identity"),
+            authority: Some(tls.ca.clone()),
+            claim: identities.claim.clone(),
+            server_name: tls.server_name.clone(),
+            recovery: identities.recovery.map(|address| address.to_string()),
+        });
+    }
     config
 }
 

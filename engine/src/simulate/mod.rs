@@ -66,6 +66,19 @@ pub struct SimulateTls {
     pub server_name: Option<String>,
 }
 
+/// Certificates of the devices' own, which they ask for and renew by themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identities {
+    /// Each device keeps its own below this, in `NAME/identity/`.
+    pub state: PathBuf,
+    /// The claim of their group, certificate and key, for the first one.
+    pub claim: Option<(PathBuf, PathBuf)>,
+    /// Where those that have expired are renewed.
+    pub recovery: Option<SocketAddr>,
+    /// How often they are renewed although they are not due.
+    pub rotate_every: Option<Duration>,
+}
+
 /// A fleet and what it does.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SimulateConfig {
@@ -73,6 +86,8 @@ pub struct SimulateConfig {
     pub addr: SocketAddr,
     /// With TLS, or plainly.
     pub tls: Option<SimulateTls>,
+    /// Certificates of their own; needs `tls`.
+    pub identities: Option<Identities>,
     /// How many devices.
     pub devices: usize,
     /// Records per second of all devices together; 0: as fast as acknowledgements allow.
@@ -103,6 +118,7 @@ impl SimulateConfig {
         Self {
             addr,
             tls: None,
+            identities: None,
             devices: 50,
             rate: 50.0,
             duration: Duration::from_secs(60),
@@ -202,6 +218,8 @@ impl Fleet {
 pub async fn run(config: SimulateConfig, clock: Clock, stop: CancellationToken) -> Result<Report, SimulateError> {
     let names = names(&config)?;
     let tls = match &config.tls {
+        // Each device trusts, and shows, what stands in its own folder.
+        Some(_) if config.identities.is_some() => None,
         Some(tls) => Some(TlsConfig::new(&tls.ca, tls.server_name.clone())?),
         None => None,
     };
@@ -242,6 +260,13 @@ fn names(config: &SimulateConfig) -> Result<Vec<DeviceId>, SimulateError> {
     let refuse = |text: String| Err(SimulateError::Config(text));
     if config.devices == 0 {
         return refuse("a fleet needs at least one device".to_owned());
+    }
+    if config.identities.is_some() && (config.mode != Mode::Edge || config.tls.is_none()) {
+        return refuse("only edge agents keep certificates of their own, and only with TLS".to_owned());
+    }
+    let every = config.identities.as_ref().and_then(|identities| identities.rotate_every);
+    if let Some(every) = every.filter(|every| *every < STEP) {
+        return refuse(format!("certificates cannot be renewed every {every:?}: each takes two connections"));
     }
     if !config.rate.is_finite() || config.rate < 0.0 {
         return refuse(format!(

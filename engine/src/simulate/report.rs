@@ -21,6 +21,7 @@ pub(super) struct Tally {
     pub(super) bad: u64,
     pub(super) connects: u64,
     pub(super) restarts: u64,
+    pub(super) renewed: u64,
 }
 
 impl Tally {
@@ -35,6 +36,7 @@ impl Tally {
         self.bad += other.bad;
         self.connects += other.connects;
         self.restarts += other.restarts;
+        self.renewed += other.renewed;
     }
 }
 
@@ -66,6 +68,8 @@ pub struct Report {
     pub connects: u64,
     /// Devices restarted on purpose.
     pub restarts: u64,
+    /// Certificates that devices have taken into use.
+    pub renewed: u64,
     /// Seconds from the start to the last acknowledgement.
     pub elapsed_s: f64,
     /// Recorded per second.
@@ -94,6 +98,7 @@ impl Report {
             bad_payloads: total.bad,
             connects: total.connects,
             restarts: total.restarts,
+            renewed: total.renewed,
             elapsed_s: elapsed.as_secs_f64(),
             rate: total.recorded as f64 / elapsed.as_secs_f64().max(1e-9),
             ack_p50_ms: millis(0.5),
@@ -113,6 +118,9 @@ impl fmt::Display for Report {
         writeln!(f, "lost             {:>12}", self.lost)?;
         writeln!(f, "refused          {:>12}   of {} bad payloads sent on purpose", self.refused, self.bad_payloads)?;
         writeln!(f, "connections      {:>12}   {} restarts", self.connects, self.restarts)?;
+        if self.renewed > 0 {
+            writeln!(f, "certificates     {:>12}   taken into use", self.renewed)?;
+        }
         write!(f, "ack latency      {:>9.1} ms   p50, {:.1} ms p99", self.ack_p50_ms, self.ack_p99_ms)
     }
 }

@@ -126,7 +126,7 @@ impl EdgeDevice {
         let said = match topic {
             "ack" => wire::ack(payload).map(|(ack, times)| (Event::Ack(ack), times)),
             "hello/ack" => {
-                wire::hello_ack(payload, process.session).map(|(ack, _, times)| (Event::HelloAck(ack), times))
+                wire::hello_ack(payload, process.session).map(|said| (Event::HelloAck(said.ack), said.times))
             }
             _ => None,
         };

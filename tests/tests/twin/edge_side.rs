@@ -212,8 +212,9 @@ impl Edge {
                     self.step(now, Event::Ack(ack));
                 }
                 "hello/ack" => {
-                    let Some((ack, (dv, delta), times)) = wire::hello_ack(&payload, self.session) else { return };
-                    if let Some(times) = times {
+                    let Some(said) = wire::hello_ack(&payload, self.session) else { return };
+                    let (ack, (dv, delta)) = (said.ack, said.wish);
+                    if let Some(times) = said.times {
                         self.clocks.answered(times, stamp);
                     }
                     self.step(now, Event::HelloAck(ack));

@@ -1,7 +1,7 @@
 //! Frames and hellos: the device that speaks our own protocol.
 
 use super::epochs::Known;
-use super::types::{Counts, Decision, Effect, Event, Message, Verdict};
+use super::types::{Channel, Counts, Decision, Effect, Event, Message, Verdict};
 use super::{Device, letter};
 use crate::ack::{CREDIT, LEVEL_LOCAL};
 use crate::alert::stream_bit;
@@ -277,6 +277,7 @@ impl Device {
             session: hello.session,
             dv,
             delta,
+            renew: message.channel == Channel::HelloDue,
         };
         effects.push(Effect::Publish { topic: "hello/ack".into(), payload: answer.encode(), qos: 1 });
         effects.extend(news);

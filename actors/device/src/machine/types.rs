@@ -18,6 +18,8 @@ pub enum Channel {
     Telemetry,
     /// `devices/{id}/hello`
     Hello,
+    /// The same, over a connection whose certificate is due to be renewed.
+    HelloDue,
 }
 
 /// One message of the device.

@@ -29,6 +29,7 @@ pub(super) fn status<'a>(topic: &'a str, payload: &'a [u8]) -> Outgoing<'a> {
 
 impl Task {
     pub(super) async fn incoming(&mut self, message: Incoming) {
+        let Some(message) = self.certified(message).await else { return };
         match message {
             Incoming::Message { topic, payload } if topic == self.topics.ack => match wire::ack(&payload) {
                 Some((ack, times)) => {
@@ -38,11 +39,12 @@ impl Task {
                 None => tracing::warn!(device = %self.config.device, "an ack frame that does not decode"),
             },
             Incoming::Message { topic, payload } if topic == self.topics.hello_ack => {
-                if let Some((ack, wish, times)) = wire::hello_ack(&payload, self.session) {
-                    self.answered(times);
+                if let Some(greeting) = wire::hello_ack(&payload, self.session) {
+                    self.answered(greeting.times);
                     self.reconnect_wait = super::RECONNECT_AFTER;
-                    self.step(Event::HelloAck(ack)).await;
-                    self.greeted(wish).await;
+                    self.step(Event::HelloAck(greeting.ack)).await;
+                    self.greeted(greeting.wish).await;
+                    self.papers(crate::identity::Event::Greeted { renew: greeting.renew }).await;
                 }
             }
             Incoming::Message { topic, payload } if topic == self.topics.errors => {

@@ -43,7 +43,7 @@ async fn tls_serves_swaps_and_is_not_held_up_by_the_silent() {
     let devices = Devices::new(1 << 20);
     let (config, roots) = certificate("weir.test");
     let tls = Some((([127, 0, 0, 1], 0).into(), Arc::new(config)));
-    let listen = GatewayConfig { plain: None, tls, guard: None };
+    let listen = GatewayConfig { tls, ..GatewayConfig::default() };
     let gateway = start(listen, &hub, &devices);
     let address = gateway.tls_address().unwrap();
     assert!(gateway.plain_address().is_none());

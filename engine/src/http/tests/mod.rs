@@ -62,6 +62,7 @@ impl Lab {
             told: Arc::default(),
             channels: Vec::new(),
             writers: Arc::new(config.shadow.writers().unwrap()),
+            expiring: Arc::default(),
             clock,
             repairs: Arc::new(Repairs::new().unwrap()),
             trail: Arc::new(trail),

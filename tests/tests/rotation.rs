@@ -1,0 +1,377 @@
+//! Certificates that devices renew by themselves: the device's machine against the engine's rules over the real registry, killed
+//! at every step.
+//!
+//! A world is one device, its disk, and the engine's registry, without sockets, cryptography or a clock. Whatever is lost, repeated
+//! or killed, however long the device was away: it must come in again with a certificate that counts, and hold one at any time.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use access::enrol::{self, Ask, By};
+use access::registry::{Certificate, ClaimRule, Fact, State};
+use access::renew::{self, Verdict};
+use device::id::DeviceId;
+use device::renewal::renewal_due;
+use device::time::{SECOND, Timestamp};
+use edge::identity::{Answer, Effect, Event, Held, Identity, Kept, Means, Way};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+const MINUTE: i64 = 60 * SECOND;
+const DAY: i64 = 86_400 * SECOND;
+const RECOVERY: i64 = 90 * DAY;
+
+/// A key, and the number of its certificate.
+type Paper = (String, Option<String>);
+
+struct World {
+    rng: StdRng,
+    now: Timestamp,
+    registry: State,
+    made: u64,
+    device: DeviceId,
+    /// What is durable on the device.
+    current: Option<Paper>,
+    new: Option<Paper>,
+    /// The running process and when it began.
+    process: Option<(Identity, Timestamp)>,
+    /// How often anything goes wrong, of a hundred.
+    trouble: u32,
+    kills: u64,
+}
+
+impl World {
+    fn new(seed: u64, enrolled: bool) -> Self {
+        let mut world = Self {
+            rng: StdRng::seed_from_u64(seed),
+            now: Timestamp(1_800_000_000 * SECOND),
+            registry: State::default(),
+            made: 0,
+            device: DeviceId::new("pump-7").unwrap(),
+            current: None,
+            new: None,
+            process: None,
+            trouble: 0,
+            kills: 0,
+        };
+        let rule = ClaimRule {
+            group: "g".into(),
+            allow: vec!["pump-*".into()],
+            quota: 1,
+            config: None,
+            labels: BTreeMap::new(),
+        };
+        world.registry.apply(world.now, &Fact::Claim(rule));
+        if enrolled {
+            let serial = world.issue("k0", None, false);
+            world.current = Some(("k0".into(), Some(serial)));
+        }
+        world
+    }
+
+    fn issue(&mut self, key: &str, replaces: Option<String>, pending: bool) -> String {
+        self.made += 1;
+        let serial = format!("s{}", self.made);
+        let certificate = Certificate {
+            serial: serial.clone(),
+            subject: "urn:dev:main:pump-7".into(),
+            key: key.to_owned(),
+            not_before: self.now.plus(-DAY),
+            not_after: self.now.plus(365 * DAY),
+            pending,
+            replaces,
+        };
+        self.registry.apply(self.now, &Fact::Issued(certificate));
+        serial
+    }
+
+    fn held(&self, serial: &str) -> Held {
+        let certificate = &self.registry.certificate(serial).unwrap().certificate;
+        Held { not_before: certificate.not_before, not_after: certificate.not_after }
+    }
+
+    fn kept(&self) -> Kept {
+        let held = |paper: &Paper| paper.1.as_ref().map(|serial| self.held(serial));
+        Kept { current: self.current.as_ref().and_then(held), new: self.new.as_ref().map(held) }
+    }
+
+    fn goes_wrong(&mut self) -> bool {
+        self.rng.random_range(0..100) < self.trouble
+    }
+
+    /// kill -9, perhaps.
+    fn killed(&mut self) -> bool {
+        let killed = self.goes_wrong();
+        if killed {
+            self.process = None;
+            self.kills += 1;
+        }
+        killed
+    }
+
+    fn serial(&self, way: Way) -> Option<String> {
+        let paper = match way {
+            Way::Claim => None,
+            Way::Current | Way::Recovery => self.current.as_ref(),
+            Way::New | Way::RecoveryNew => self.new.as_ref(),
+        };
+        paper.and_then(|paper| paper.1.clone())
+    }
+
+    /// Whether a certificate opens a connection, by handshake and registry.
+    fn opens(&self, serial: &str, recovery: bool) -> Result<(), bool> {
+        let late = self.now.since(self.held(serial).not_after);
+        if late > if recovery { RECOVERY } else { 0 } {
+            return Err(true);
+        }
+        self.registry.standing(serial, Some("pump-7"), self.now).map_err(|_| false)
+    }
+
+    /// One thing happens to the process. False: it is not there any more.
+    fn event(&mut self, event: Event) -> bool {
+        let Some((identity, started)) = &mut self.process else { return false };
+        let mono = Duration::from_nanos(u64::try_from(self.now.since(*started)).unwrap());
+        let effects = identity.step(event, mono, self.now);
+        effects.into_iter().all(|effect| self.follow(effect))
+    }
+
+    fn follow(&mut self, effect: Effect) -> bool {
+        if self.killed() {
+            return false;
+        }
+        let way = self.process.as_ref().and_then(|(identity, _)| identity.session());
+        match effect {
+            Effect::MakeKey => {
+                self.made += 1;
+                self.new = Some((format!("k{}", self.made), None));
+            }
+            Effect::Keep { chain, .. } => {
+                let (key, _) = self.new.clone().expect("a key stands before its certificate");
+                assert_eq!(self.registry.certificate(&chain).unwrap().certificate.key, key);
+                self.new = Some((key, Some(chain)));
+            }
+            Effect::Promote => {
+                self.current = self.new.take();
+                assert!(
+                    self.current.as_ref().unwrap().1.is_some(),
+                    "a key without a certificate took the place of one"
+                );
+            }
+            Effect::Forget => self.new = None,
+            Effect::Reconnect => {
+                let way = way.expect("there is a connection to end");
+                return self.event(Event::Ended { way, reached: true, expired: false });
+            }
+            Effect::AskNonce => return self.say(Answer::Nonce(b"nonce".to_vec())),
+            Effect::AskFirst(_) | Effect::AskNext => {
+                // A request that is lost on its way.
+                if self.goes_wrong() {
+                    return self.cut();
+                }
+                let answer = if effect == Effect::AskNext { self.renew(way.unwrap()) } else { self.enrol() };
+                return self.say(answer);
+            }
+        }
+        if self.killed() {
+            return false;
+        }
+        let kept = self.kept();
+        self.event(Event::Kept(kept))
+    }
+
+    /// An answer of the engine, which may be lost, or come twice.
+    fn say(&mut self, answer: Answer) -> bool {
+        if self.goes_wrong() {
+            return self.cut();
+        }
+        let twice = self.goes_wrong();
+        self.event(Event::Answer(answer.clone())) && (!twice || self.event(Event::Answer(answer)))
+    }
+
+    fn cut(&mut self) -> bool {
+        let way = self.process.as_ref().and_then(|(identity, _)| identity.session());
+        let Some(way) = way else { return true };
+        self.event(Event::Ended { way, reached: true, expired: false })
+    }
+
+    fn renew(&mut self, way: Way) -> Answer {
+        let serial = self.serial(way).expect("a session has a certificate");
+        let key = self.new.clone().expect("the key is kept before anything is asked for it").0;
+        match renew::decide(&self.registry, &self.device, &serial, &key, self.now) {
+            Ok(Verdict::Again(serial)) => Answer::Given { chain: serial, bundle: String::new() },
+            Ok(Verdict::New { replaces }) => {
+                let chain = self.issue(&key, Some(replaces), true);
+                Answer::Given { chain, bundle: String::new() }
+            }
+            Err(refusal) => Answer::Refused(refusal.code().to_owned()),
+        }
+    }
+
+    fn enrol(&mut self) -> Answer {
+        let key = self.new.clone().expect("the key is kept before anything is asked for it").0;
+        let ask = Ask { device: "pump-7", key: &key, hw: "", by: By::Claim("g") };
+        match enrol::decide(&self.registry, &ask, self.now) {
+            Ok(enrol::Verdict::Again(known)) => Answer::Given { chain: known.serial, bundle: String::new() },
+            Ok(enrol::Verdict::New(mut new)) => {
+                new.serial = self.issue(&key, None, true);
+                let chain = new.serial.clone();
+                self.registry.apply(self.now, &Fact::Enrolled(new));
+                Answer::Given { chain, bundle: String::new() }
+            }
+            Err(refusal) => Answer::Refused(refusal.code().to_owned()),
+        }
+    }
+
+    /// Starts the process if it is not there, connects it if it is not connected.
+    fn turn(&mut self, recovery: bool) {
+        let started = self.now;
+        if self.process.is_none() {
+            let identity = Identity::new(self.device.clone(), self.kept(), Means { claim: true, recovery });
+            self.process = Some((identity, started));
+        }
+        let Some((identity, started)) = &self.process else { return };
+        if identity.session().is_some() {
+            if self.goes_wrong() {
+                self.cut();
+            } else {
+                self.event(Event::Tick);
+            }
+            return;
+        }
+        let mono = Duration::from_nanos(u64::try_from(self.now.since(*started)).unwrap());
+        let way = identity.way(mono, self.now).expect("there is always something to show");
+        if self.goes_wrong() {
+            self.event(Event::Ended { way, reached: false, expired: false });
+            return;
+        }
+        let serial = self.serial(way);
+        if let Some(serial) = &serial {
+            if let Err(expired) = self.opens(serial, !way.is_whole()) {
+                self.event(Event::Ended { way, reached: true, expired });
+                return;
+            }
+            let entry = self.registry.certificate(serial).unwrap();
+            if entry.certificate.pending && entry.proven.is_none() {
+                self.registry.apply(self.now, &Fact::Proven { serial: serial.clone() });
+            }
+        } else {
+            assert_eq!(way, Way::Claim, "{way:?} without a certificate");
+        }
+        // It may be killed, or cut off, between the engine's note and the answer to its hello.
+        if self.killed() || !self.event(Event::Connected(way)) {
+            return;
+        }
+        let still = self.process.as_ref().is_some_and(|(identity, _)| identity.session() == Some(way));
+        if way.is_whole() && still {
+            if self.goes_wrong() {
+                self.cut();
+                return;
+            }
+            let held = self.held(&serial.unwrap());
+            let renew = self.now >= renewal_due(held.not_before, held.not_after, &self.device);
+            self.event(Event::Greeted { renew });
+        }
+    }
+
+    /// It holds a certificate that opens something: at the main listener, or where those that have expired are renewed.
+    fn holds_one(&self) -> bool {
+        [&self.current, &self.new]
+            .into_iter()
+            .flatten()
+            .any(|paper| paper.1.as_ref().is_some_and(|serial| self.opens(serial, true).is_ok()))
+    }
+
+    /// Nothing goes wrong any more: it comes in, with nothing half done left, and its certificate is not due.
+    fn comes_in(&mut self, recovery: bool, what: &str) {
+        self.trouble = 0;
+        for _ in 0..400 {
+            self.turn(recovery);
+            self.now = self.now.plus(5 * SECOND);
+            let Some((identity, _)) = &self.process else { continue };
+            let serial = self.current.as_ref().and_then(|paper| paper.1.clone());
+            if let (Some(Way::Current), Some(serial), None) = (identity.session(), serial, &self.new)
+                && self.opens(&serial, false).is_ok()
+            {
+                let held = self.held(&serial);
+                if self.now < renewal_due(held.not_before, held.not_after, &self.device) {
+                    return;
+                }
+            }
+        }
+        panic!("{what}: locked out: {:?} {:?} {:?}", self.current, self.new, self.process);
+    }
+}
+
+/// Chaos, then calm, then a time away; again and again.
+fn live(seed: u64, enrolled: bool) -> (u64, u64) {
+    let mut world = World::new(seed, enrolled);
+    let mut rotations = 0;
+    for round in 0..12 {
+        let what = format!("seed {seed}, round {round}");
+        world.trouble = [3, 10, 25, 45][world.rng.random_range(0..4)];
+        let had_one = world.holds_one();
+        for _ in 0..world.rng.random_range(5..40) {
+            if world.rng.random_range(0..4) == 0 {
+                world.event(Event::Rotate);
+            }
+            world.turn(true);
+            assert!(world.holds_one() || !had_one, "{what}: it holds nothing that works");
+            let pause = [0, SECOND, 7 * SECOND, MINUTE, 70 * MINUTE][world.rng.random_range(0..5)];
+            world.now = world.now.plus(pause);
+        }
+        world.comes_in(true, &what);
+        rotations += world.process.as_ref().map_or(0, |(identity, _)| identity.counts().promoted);
+        // Half of the times it was switched off, and half of those in the middle of something.
+        if world.rng.random_range(0..2) == 0 {
+            world.trouble = 20;
+            for _ in 0..world.rng.random_range(0..6) {
+                world.event(Event::Rotate);
+                world.turn(true);
+            }
+            world.process = None;
+        }
+        world.now = world.now.plus([0, MINUTE, 26 * 60 * MINUTE, 340 * DAY, 420 * DAY][world.rng.random_range(0..5)]);
+        assert!(world.holds_one() || !enrolled && round == 0, "{what}: away for too long");
+    }
+    (rotations, world.kills)
+}
+
+#[test]
+fn whatever_is_killed_or_lost_a_device_is_never_locked_out() {
+    let (mut rotations, mut kills) = (0, 0);
+    for seed in 0..400 {
+        let (rotated, killed) = live(seed, true);
+        rotations += rotated;
+        kills += killed;
+    }
+    assert!(rotations > 1_000 && kills > 10_000, "{rotations} rotations, {kills} kills: nothing was tried");
+}
+
+#[test]
+fn a_first_certificate_comes_through_whatever_is_killed_or_lost() {
+    for seed in 1_000..1_200 {
+        live(seed, false);
+    }
+}
+
+#[test]
+fn a_device_that_is_revoked_stays_out_and_one_that_may_enrol_again_comes_in() {
+    let mut world = World::new(7, true);
+    world.comes_in(false, "at first");
+    let serial = world.current.clone().unwrap().1.unwrap();
+    world.registry.apply(world.now, &Fact::Revoked { serial, reason: "lost".into() });
+    world.cut();
+    for _ in 0..200 {
+        world.turn(false);
+        world.now = world.now.plus(5 * SECOND);
+        assert!(world.process.as_ref().unwrap().0.session() != Some(Way::Current), "let in although it is revoked");
+        if matches!(world.new, Some((_, Some(_)))) {
+            // It was not enrolled before, so the claim lets it in: what an operator would have to allow otherwise.
+            world.comes_in(false, "enrolled again");
+            return;
+        }
+    }
+    panic!("it never tried its claim: {:?}", world.process);
+}
