@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn the_same_key_has_the_same_certificate_until_it_lapses() {
         let first = (0, issued("1", "k1", None));
-        let known = state(&[first.clone()]);
+        let known = state(std::slice::from_ref(&first));
         assert_eq!(ask(&known, "1", "k2", 0), new("1"));
         assert_eq!(ask(&known, "1", "k1", 0), Err(NotRenewed::SameKey));
         assert_eq!(ask(&known, "9", "k2", 0), Err(NotRenewed::Refused(Refusal::Unknown)));

@@ -196,7 +196,7 @@ impl Task {
             Effect::Promote => self.write(Folder::promote).await,
             Effect::Forget => self.write(Folder::forget).await,
             Effect::AskNonce => self.ask(|id, _| Ok(paper::ask_nonce(id))),
-            Effect::AskNext => self.ask(|id, key| paper::ask_next(id, key)),
+            Effect::AskNext => self.ask(paper::ask_next),
             Effect::AskFirst(nonce) => {
                 let (device, hardware) = (self.config.device.clone(), self.config.firmware.clone());
                 self.ask(|id, key| paper::ask_first(id, &device, &hardware, key, &nonce))
