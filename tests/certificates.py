@@ -7,6 +7,7 @@ publishes at full rate while it is revoked; then many strangers stand at the doo
 """
 
 import argparse
+import http.client
 import json
 import pathlib
 import shutil
@@ -36,11 +37,13 @@ def run(*command, ok=True, stdin=None):
 class Place:
     """A data directory with its authority, and the engine on it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, config="", env=None):
         self.data = folder / "data"
         self.certs = folder / "certs"
         self.process = None
-        self.port = free_port()
+        self.port, self.http_port = free_port(), free_port()
+        self.config, self.env = folder / "weir.toml", env
+        self.config.write_text(config)
         self.log = open(folder / "engine.log", "ab")
 
     def weir(self, *arguments, ok=True):
@@ -52,8 +55,8 @@ class Place:
 
     def start(self):
         command = [binary(), "run", "--data", str(self.data), "--mqtts", f"127.0.0.1:{self.port}", "--http",
-                   f"127.0.0.1:{free_port()}"]  # fmt: skip
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+                   f"127.0.0.1:{self.http_port}", "--config", str(self.config)]  # fmt: skip
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=self.env)
         for line in self.process.stdout:
             if line.strip() == "ready":
                 threading.Thread(target=self.process.stdout.read, daemon=True).start()
@@ -67,6 +70,15 @@ class Place:
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         check(self.process.wait(60) == 0, "the engine did not end well")
+
+    def metrics(self):
+        """Values of /metrics, by name with labels; needs the token of an admin."""
+        context = ssl.create_default_context(cafile=str(self.data / "ca/ca.crt"))
+        connection = http.client.HTTPSConnection("127.0.0.1", self.http_port, context=context, timeout=30)
+        connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {self.admin}"})
+        lines = connection.getresponse().read().decode().splitlines()
+        pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+        return {name: float(value) for name, _, value in pairs}
 
     def query(self, sql):
         return json.loads(self.weir("query", "-f", "json", sql).stdout or b"[]")
@@ -360,6 +372,15 @@ sys.stdin.read()
     check(during < before + 5, "strangers keep honest devices out")
 
 
+def plain_http(place):
+    """A token for a first certificate does not go over plain HTTP."""
+    connection = http.client.HTTPConnection("127.0.0.1", place.http_port, timeout=30)
+    connection.request("POST", "/v1/provision", '{"request_id": "1", "serial": "a", "token": "x"}')
+    answer = connection.getresponse()
+    text = answer.read()
+    check(answer.status == 403 and b"TLS" in text, f"a token over plain HTTP: {answer.status} {text}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=pathlib.Path)
@@ -367,6 +388,7 @@ def main():
     parser.add_argument("--slow", type=int, default=200)
     parser.add_argument("--batch", type=int, default=10000)
     arguments = parser.parse_args()
+    import newcomers
     import provisioning
 
     with tempfile.TemporaryDirectory(dir=arguments.data) as folder:
@@ -386,6 +408,7 @@ def main():
             no_ticket(place)
             crowd(place, arguments.silent, arguments.slow)
             provisioning.everything(place, folder, arguments.batch)
+            plain_http(place)
             place.stop()
             rows = {r["device"]: r["n"] for r in place.query("SELECT device, count(*) AS n FROM telemetry GROUP BY device")}
             stored = rows.pop("dev-3")
@@ -405,6 +428,7 @@ def main():
         finally:
             if place.process.poll() is None:
                 place.kill()
+        newcomers.everything(folder)
     print("certificates: passed")
 
 

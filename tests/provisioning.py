@@ -23,11 +23,11 @@ def sign(key, message, folder):
 class Newcomer:
     """A device that has nothing but its serial number, and the claim certificate of its group."""
 
-    def __init__(self, place, folder, serial, group="line-1", client_id=None):
+    def __init__(self, place, folder, serial, group="line-1", client_id=None, files=None):
         import certificates
 
         self.place, self.folder, self.serial, self.group = place, folder, serial, group
-        self.client = certificates.Client(place, place.certs / group, client_id or f"{serial}-{os.urandom(3).hex()}")
+        self.client = certificates.Client(place, files or place.certs / group, client_id or f"{serial}-{os.urandom(3).hex()}")
         self.said = self.client.connect()
         check(str(self.said) == "Success", f"the claim of {group} is refused: {self.said}")
         self.client.wait(self.client.client.subscribe(f"provisioning/{group}/res", qos=1)[1])

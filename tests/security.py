@@ -79,7 +79,7 @@ def commands(engine, secrets):
     r = weir(*devices, "--token-file", secrets.folder / "nothing", ok=False)
     check(r.returncode == 2 and "nothing" in r.stderr, f"a file that is not there: {r.stderr}")
     r = weir("shadow", "set", "pump-1", "limit=7", "--url", engine.url, "--token-file", secrets.file("viewer"), ok=False)
-    check("needs operator" in r.stderr, f"a role that is too small: {r.stderr}")
+    check("needs engineer" in r.stderr, f"a role that is too small: {r.stderr}")
     weir("shadow", "set", "pump-1", "limit=7", "--url", engine.url, "--token-file", secrets.file("operator"))
     r = weir("query", "--url", engine.url, "SELECT 1", "--token-file", secrets.file("viewer"), ok=False)
     check("needs analyst" in r.stderr, f"SQL is not for viewers: {r.stderr}")

@@ -1,11 +1,15 @@
 //! Who may have a first certificate: decisions over what the registry knows, denied unless a rule says yes.
 
+use std::collections::BTreeMap;
+
 use device::id::DeviceId;
 use device::time::Timestamp;
 use ring::digest::{SHA256, digest};
 use thiserror::Error;
 
-use crate::registry::{Enrolled, State};
+use crate::leaf::unhex;
+use crate::origin::{self, Factory, Shown, Voucher, VoucherKey};
+use crate::registry::{Enrolled, Expected, Origin, State};
 
 /// Somebody asks for a device's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +31,15 @@ pub enum By<'a> {
     Claim(&'a str),
     /// A token of its own.
     Token(&'a str),
+    /// A certificate of a factory.
+    Factory {
+        /// Which factory.
+        name: &'a str,
+        /// The serial number in the certificate.
+        device: &'a str,
+    },
+    /// A statement of somebody who vouches for it.
+    Voucher(Shown<'a>),
 }
 
 /// What is to be done.
@@ -71,6 +84,21 @@ pub enum Denied {
     /// The token is wrong, used or too old.
     #[error("the token is not valid")]
     Token,
+    /// The factory is not registered (any more).
+    #[error("devices of factory {0} cannot enrol")]
+    NoFactory(String),
+    /// The certificate names another device.
+    #[error("the certificate that was shown is that of {0}")]
+    OtherSerial(String),
+    /// As many devices of the factory were let in as may be.
+    #[error("factory {0} has as many devices as it may")]
+    FactoryQuota(String),
+    /// The voucher cannot be read, nobody who is known has signed it, or it is for another device.
+    #[error("the voucher is not valid: {0}")]
+    Voucher(&'static str),
+    /// The voucher gives the device to somebody else.
+    #[error("the voucher gives the device to another owner")]
+    OtherOwner,
 }
 
 impl Denied {
@@ -86,6 +114,11 @@ impl Denied {
             Self::AlreadyProvisioned(_) => "already_provisioned",
             Self::Barred(_) => "barred",
             Self::Token => "bad_token",
+            Self::NoFactory(_) => "no_factory",
+            Self::OtherSerial(_) => "other_serial",
+            Self::FactoryQuota(_) => "quota",
+            Self::Voucher(_) => "bad_voucher",
+            Self::OtherOwner => "other_owner",
         }
     }
 }
@@ -97,34 +130,12 @@ pub fn decide(state: &State, ask: &Ask<'_>, now: Timestamp) -> Result<Verdict, D
     if DeviceId::nobody().as_str() == name {
         return Err(Denied::BadSerial("the device id ~ is reserved".to_owned()));
     }
+    let expected = state.expected(&name);
+    // First whether what was shown lets it ask: what is known of a device is told to nobody else.
+    let Pass { group, claim, origin, labels } = pass(state, ask, expected, now)?;
     if state.barred(&name).is_some() {
         return Err(Denied::Barred(name));
     }
-    let expected = state.expected(&name);
-    let (group, claim, labels) = match ask.by {
-        By::Claim(group) => {
-            let rule = state.claim(group).ok_or_else(|| Denied::NoClaim(group.to_owned()))?;
-            match expected {
-                Some(expected) if expected.group != group => return Err(Denied::OtherGroup { device: name }),
-                Some(_) => {}
-                None if rule.allow.iter().any(|pattern| fits(pattern, &name)) => {}
-                None => return Err(Denied::NotAllowed(name)),
-            }
-            (group.to_owned(), Some(group.to_owned()), rule.labels.clone())
-        }
-        // Whether the device exists is told to those with its token only.
-        By::Token(token) => {
-            let expected = expected.ok_or(Denied::Token)?;
-            let used_by_this =
-                state.enrolled(&name).is_some_and(|enrolled| enrolled.key == ask.key && enrolled.claim.is_none());
-            match &expected.token {
-                Some((hash, until)) if *hash == token_hash(token) && now.0 <= *until => {}
-                None if used_by_this => {}
-                _ => return Err(Denied::Token),
-            }
-            (expected.group.clone(), None, Default::default())
-        }
-    };
     if expected.and_then(|expected| expected.key.as_deref()).is_some_and(|key| key != ask.key) {
         return Err(Denied::OtherKey(name));
     }
@@ -143,6 +154,11 @@ pub fn decide(state: &State, ask: &Ask<'_>, now: Timestamp) -> Result<Verdict, D
         && state.claim(group).is_some_and(|rule| state.used(group) >= rule.quota)
     {
         return Err(Denied::Quota(group.clone()));
+    } else if let Some(Origin::Factory(factory)) = &origin
+        && let Some(most) = state.factories().get(factory).and_then(|rule| rule.quota)
+        && state.vouched(&Origin::Factory(factory.clone())) >= most
+    {
+        return Err(Denied::FactoryQuota(factory.clone()));
     }
     let mut all = labels;
     all.extend(expected.map(|expected| expected.labels.clone()).unwrap_or_default());
@@ -152,10 +168,106 @@ pub fn decide(state: &State, ask: &Ask<'_>, now: Timestamp) -> Result<Verdict, D
         serial: String::new(),
         group,
         claim,
-        hw: ask.hw.to_owned(),
+        origin,
+        hw: if ask.hw.is_empty() { expected.map(|e| e.hw.clone()).unwrap_or_default() } else { ask.hw.to_owned() },
         labels: all,
     };
     Ok(Verdict::New(enrolled))
+}
+
+/// What somebody is let in as.
+struct Pass {
+    group: String,
+    claim: Option<String>,
+    origin: Option<Origin>,
+    labels: BTreeMap<String, String>,
+}
+
+/// Whether what somebody shows lets it ask for this device.
+fn pass(state: &State, ask: &Ask<'_>, expected: Option<&Expected>, now: Timestamp) -> Result<Pass, Denied> {
+    let name = ask.device.to_owned();
+    let of = |group: &str, origin: Option<Origin>| Pass {
+        group: group.to_owned(),
+        claim: None,
+        origin,
+        labels: BTreeMap::new(),
+    };
+    match ask.by {
+        By::Claim(group) => {
+            let rule = state.claim(group).ok_or_else(|| Denied::NoClaim(group.to_owned()))?;
+            match expected {
+                Some(expected) if expected.group != group => return Err(Denied::OtherGroup { device: name }),
+                Some(_) => {}
+                None if allows(&rule.allow, &name) => {}
+                None => return Err(Denied::NotAllowed(name)),
+            }
+            Ok(Pass { claim: Some(group.to_owned()), labels: rule.labels.clone(), ..of(group, None) })
+        }
+        By::Token(token) => {
+            // Also for a device that nobody knows, so that it takes as long.
+            let hash = token_hash(token);
+            let expected = expected.ok_or(Denied::Token)?;
+            let used_by_this = state.enrolled(&name).is_some_and(|enrolled| {
+                enrolled.key == ask.key && enrolled.claim.is_none() && enrolled.origin.is_none()
+            });
+            match &expected.token {
+                Some((known, until)) if *known == hash && now.0 <= *until => {}
+                None if used_by_this => {}
+                _ => return Err(Denied::Token),
+            }
+            Ok(of(&expected.group, None))
+        }
+        By::Factory { name: factory, device } => {
+            let rule = state.factories().get(factory).ok_or_else(|| Denied::NoFactory(factory.to_owned()))?;
+            if device != name {
+                return Err(Denied::OtherSerial(device.to_owned()));
+            }
+            match expected {
+                Some(expected) if expected.group != rule.group => return Err(Denied::OtherGroup { device: name }),
+                _ if lets(state, rule, &name) => {}
+                _ => return Err(Denied::NotAllowed(name)),
+            }
+            Ok(of(&rule.group, Some(Origin::Factory(factory.to_owned()))))
+        }
+        By::Voucher(shown) => {
+            let signer = signer(state, &shown).ok_or(Denied::Voucher("nobody who is registered has signed it"))?;
+            let voucher: Voucher = serde_json::from_slice(shown.text)
+                .map_err(|_| Denied::Voucher("it is no JSON object with serial, key and owner, and nothing else"))?;
+            if voucher.owner != shown.tenant {
+                return Err(Denied::OtherOwner);
+            }
+            if voucher.serial != name {
+                return Err(Denied::Voucher("it is for another serial number"));
+            }
+            if !voucher.key.eq_ignore_ascii_case(ask.key) {
+                return Err(Denied::OtherKey(name));
+            }
+            match expected {
+                Some(expected) if expected.group != signer.group => Err(Denied::OtherGroup { device: name }),
+                _ => Ok(of(&signer.group, Some(Origin::Voucher(signer.name.clone())))),
+            }
+        }
+    }
+}
+
+/// Whether a factory's rule lets a device of it in.
+pub fn lets(state: &State, factory: &Factory, device: &str) -> bool {
+    match state.expected(device) {
+        Some(expected) => expected.group == factory.group,
+        None => allows(&factory.allow, device),
+    }
+}
+
+fn allows(patterns: &[String], name: &str) -> bool {
+    patterns.iter().any(|pattern| fits(pattern, name))
+}
+
+/// Whose key has signed a voucher.
+fn signer<'s>(state: &'s State, shown: &Shown<'_>) -> Option<&'s VoucherKey> {
+    state
+        .voucher_keys()
+        .values()
+        .find(|known| unhex(&known.key).is_some_and(|key| origin::signed(&key, shown.text, shown.signature)))
 }
 
 /// What is kept of a token: SHA-256, hexadecimal. A token has 256 random bits, so nothing slower is needed.
@@ -180,8 +292,11 @@ fn fits(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use device::time::SECOND;
+    use ring::rand::SystemRandom;
+    use ring::signature::{Ed25519KeyPair, KeyPair};
 
     use super::*;
+    use crate::origin::IdFrom;
     use crate::registry::{Certificate, ClaimRule, Expected, Fact, PROVE_WITHIN};
 
     const NOW: Timestamp = Timestamp(1_800_000_000 * SECOND);
@@ -293,6 +408,95 @@ mod tests {
         enrol(&mut known, "k", By::Token("secret"), "1");
         assert_eq!(code(&known, "k", By::Token("secret")), "again");
         assert_eq!(code(&known, "other", By::Token("secret")), "bad_token");
+    }
+
+    #[test]
+    fn what_is_known_of_a_device_is_told_to_nobody_without_its_token() {
+        let barred = Fact::Barred { device: "p-1".into(), reason: "stolen".into() };
+        let known = state(&[expected("g", Some("x"), Some(("secret", 10))), barred]);
+        assert_eq!(code(&known, "k", By::Token("wrong")), "bad_token");
+        assert_eq!(code(&known, "k", By::Token("secret")), "barred");
+    }
+
+    #[test]
+    fn what_devices_of_a_group_are_told_first_outlives_the_claim() {
+        let Fact::Claim(claim) = rule(&["*"], 1) else { panic!() };
+        let claim = |config: Option<&str>| {
+            Fact::Claim(ClaimRule { config: config.map(serde_json::Value::from), ..claim.clone() })
+        };
+        let mut known = state(&[claim(Some("a")), Fact::Unclaimed { group: "g".into() }]);
+        assert_eq!(known.config("g"), Some(&"a".into()));
+        known.apply(NOW, &Fact::Config { group: "g".into(), config: Some("b".into()) });
+        known.apply(NOW, &claim(Some("c")));
+        assert_eq!(known.config("g"), Some(&"b".into()), "said for the group");
+        known.apply(NOW, &Fact::Config { group: "g".into(), config: None });
+        assert_eq!(known.config("g"), Some(&"c".into()));
+        known.apply(NOW, &claim(None));
+        assert_eq!((known.config("g"), known.config("h")), (None, None));
+    }
+
+    fn factory(allow: &[&str], quota: Option<u64>) -> Fact {
+        let allow = allow.iter().map(|text| (*text).to_owned()).collect();
+        let (name, ca, group, id_from) = ("f".into(), String::new(), "g".into(), IdFrom::Cn);
+        Fact::Factory(Factory { name, ca, group, id_from, allow, quota })
+    }
+
+    #[test]
+    fn a_device_of_a_factory_asks_for_itself_and_if_a_rule_lets_it() {
+        let by = By::Factory { name: "f", device: "p-1" };
+        assert_eq!(code(&state(&[]), "k", by), "no_factory");
+        assert_eq!(code(&state(&[factory(&[], None)]), "k", by), "not_allowed");
+        assert_eq!(code(&state(&[factory(&["p-*"], None)]), "k", by), "new");
+        assert_eq!(code(&state(&[factory(&[], None), expected("g", None, None)]), "k", by), "new");
+        assert_eq!(code(&state(&[factory(&["*"], None), expected("h", None, None)]), "k", by), "other_group");
+        assert_eq!(code(&state(&[factory(&["*"], Some(0))]), "k", by), "quota");
+        let other = By::Factory { name: "f", device: "p-2" };
+        assert_eq!(code(&state(&[factory(&["*"], None)]), "k", other), "other_serial");
+        assert_eq!(
+            code(&state(&[factory(&["*"], None), Fact::FactoryGone { name: "f".into() }]), "k", by),
+            "no_factory"
+        );
+        let mut known = state(&[factory(&["*"], Some(1))]);
+        enrol(&mut known, "k", by, "1");
+        assert_eq!(known.vouched(&Origin::Factory("f".into())), 1);
+        assert_eq!(code(&known, "k", by), "again");
+        assert_eq!(code(&known, "other", by), "already_provisioned");
+        assert_eq!(code(&known, "k", By::Token("any")), "bad_token", "it had none");
+    }
+
+    #[test]
+    fn a_voucher_counts_for_its_device_its_key_and_its_owner() {
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
+        let pair = Ed25519KeyPair::from_pkcs8(document.as_ref()).unwrap();
+        // RFC 8410: the key behind a fixed head.
+        let head = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+        let info = [&head[..], pair.public_key().as_ref()].concat();
+        assert!(origin::can_sign(&info) && !origin::can_sign(&info[1..]) && !origin::can_sign(b""));
+        let key = VoucherKey { name: "v".into(), key: crate::leaf::hex(&info), group: "g".into() };
+        let known = state(&[Fact::VoucherKey(key)]);
+        let ask = |known: &State, text: &str, signed: &str, key: &str| {
+            let signature = pair.sign(signed.as_bytes());
+            let shown = Shown { text: text.as_bytes(), signature: signature.as_ref(), tenant: "main" };
+            code(known, key, By::Voucher(shown))
+        };
+        let good = r#"{"serial":"p-1","key":"AB","owner":"main"}"#;
+        assert_eq!(ask(&known, good, good, "ab"), "new");
+        assert_eq!(ask(&known, good, "", "ab"), "bad_voucher");
+        assert_eq!(ask(&state(&[]), good, good, "ab"), "bad_voucher");
+        assert_eq!(ask(&known, good, good, "cd"), "other_key");
+        for (text, expected) in [
+            (r#"{"serial":"p-1","key":"ab","owner":"other"}"#, "other_owner"),
+            (r#"{"serial":"p-2","key":"ab","owner":"main"}"#, "bad_voucher"),
+            (r#"{"serial":"p-1","key":"ab","owner":"main","until":5}"#, "bad_voucher"),
+            ("hello", "bad_voucher"),
+        ] {
+            assert_eq!(ask(&known, text, text, "ab"), expected, "{text}");
+        }
+        let gone = state(&[Fact::VoucherKeyGone { name: "v".into() }]);
+        assert_eq!(ask(&gone, good, good, "ab"), "bad_voucher");
+        let mut elsewhere = state(&[expected("h", None, None)]);
+        elsewhere.apply(NOW, &Fact::VoucherKey(known.voucher_keys()["v"].clone()));
+        assert_eq!(ask(&elsewhere, good, good, "ab"), "other_group");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use device::time::Timestamp;
 use ring::digest::{SHA256, digest};
 use thiserror::Error;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_SERIALNUMBER};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A certificate's number, as lower-case hexadecimal digits without leading zeros.
@@ -18,6 +19,10 @@ pub struct Leaf {
     pub key: String,
     /// The URIs among its alternative names.
     pub uris: Vec<String>,
+    /// The common names of its subject.
+    pub common_names: Vec<String>,
+    /// The attributes serialNumber of its subject.
+    pub serial_numbers: Vec<String>,
     /// From when it is valid.
     pub not_before: Timestamp,
     /// Until when it is valid.
@@ -42,11 +47,15 @@ impl Leaf {
                 }));
             }
         }
+        let subject = certificate.subject();
+        let texts = |oid| subject.iter_by_oid(oid).filter_map(|value| value.as_str().ok()).map(str::to_owned).collect();
         let time = |time: x509_parser::time::ASN1Time| Timestamp(time.timestamp().saturating_mul(device::time::SECOND));
         Ok(Self {
             serial: serial(certificate.raw_serial()),
             key: hex(digest(&SHA256, certificate.public_key().raw).as_ref()),
             uris,
+            common_names: texts(&OID_X509_COMMON_NAME),
+            serial_numbers: texts(&OID_X509_SERIALNUMBER),
             not_before: time(certificate.validity().not_before),
             not_after: time(certificate.validity().not_after),
         })
@@ -58,6 +67,13 @@ pub fn serial(bytes: &[u8]) -> Serial {
     hex(bytes).trim_start_matches('0').to_owned()
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
+/// The bytes of a text of hexadecimal digits; none: it has other characters, or half a byte.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let byte = |at: usize| text.get(at..at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    (0..text.len()).step_by(2).map(byte).collect()
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

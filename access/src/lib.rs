@@ -1,7 +1,8 @@
 //! Who may do what: certificates, and what is known of those who hold them.
 //!
 //! - `subject`: who a certificate is for. `leaf`: what of it matters.
-//! - `enrol`: who may have a first certificate. `renew`: who may have the next, and when it is due.
+//! - `enrol`: who may have a first certificate. `origin`: who vouches for devices that nobody here has seen. `renew`: who may have
+//!   the next, and when it is due.
 //! - `authority`: makes certificates. `registry`: remembers which, for whom, and what became of them.
 //! - `users`: people and programs with their roles, and their tokens.
 //! - `audit`: who did what, and who was refused.
@@ -17,6 +18,7 @@ pub mod authority;
 pub mod enrol;
 pub mod journal;
 pub mod leaf;
+pub mod origin;
 pub mod registry;
 pub mod renew;
 pub mod subject;

@@ -1,16 +1,16 @@
 //! What is known of certificates and of those who hold them: facts in a journal, and the state that follows from them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
 
 use device::id::DeviceId;
 use device::time::{SECOND, Timestamp};
-use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::journal::{Journal, JournalError, Line};
+use crate::journal::JournalError;
 use crate::leaf::{Leaf, Serial};
+use crate::origin::{Factory, VoucherKey};
+pub use kept::Registry;
 
 /// A certificate that was handed out over the network must be used within this time, or it is worth nothing.
 pub const PROVE_WITHIN: i64 = 3600 * SECOND;
@@ -60,6 +60,27 @@ pub enum Fact {
     Unclaimed {
         /// Which group.
         group: String,
+    },
+    /// What devices of a group are told as their first configuration, however they enrol; none: what its claim says.
+    Config {
+        /// Which group.
+        group: String,
+        /// A JSON object.
+        config: Option<serde_json::Value>,
+    },
+    /// Devices of a factory may enrol from now on, by this rule and no other.
+    Factory(Factory),
+    /// They may not any more.
+    FactoryGone {
+        /// Its name.
+        name: String,
+    },
+    /// Devices that somebody vouches for may enrol from now on.
+    VoucherKey(VoucherKey),
+    /// They may not any more.
+    VoucherKeyGone {
+        /// Its name.
+        name: String,
     },
     /// A device is expected: it may enrol.
     Expected(Expected),
@@ -159,15 +180,28 @@ pub struct Enrolled {
     pub serial: Serial,
     /// Its group.
     pub group: String,
-    /// The group whose claim let it in; none: it had a token.
+    /// The group whose claim let it in; none: it had something of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<String>,
+    /// Who vouched for it; none: nobody, it had the claim or a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// Its hardware, as it said.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hw: String,
     /// Its labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+/// Who vouched for a device.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The factory of this name.
+    Factory(String),
+    /// The voucher key of this name.
+    Voucher(String),
 }
 
 impl Certificate {
@@ -237,11 +271,17 @@ pub struct State {
     gateways: BTreeMap<String, BTreeSet<String>>,
     claims: BTreeMap<String, ClaimRule>,
     expected: BTreeMap<String, Expected>,
-    enrolled: BTreeMap<String, Enrolled>,
+    enrolled: BTreeMap<String, (Enrolled, Timestamp)>,
+    factories: BTreeMap<String, Factory>,
+    voucher_keys: BTreeMap<String, VoucherKey>,
+    /// What devices of a group are told first: said for the group, and by its claim, also one that is closed.
+    configs: [BTreeMap<String, serde_json::Value>; 2],
     reopened: BTreeMap<String, Timestamp>,
     /// Devices that each group's claim has let in.
     used: BTreeMap<String, u64>,
-    /// Facts up to now, and how many of them were revocations.
+    /// Devices that somebody has vouched for.
+    vouched: BTreeMap<Origin, u64>,
+    /// Facts up to now, and how many of them matter to a TLS handshake.
     facts: (u64, u64),
 }
 
@@ -249,7 +289,7 @@ impl State {
     /// Takes in what happened at a time.
     pub fn apply(&mut self, at: Timestamp, fact: &Fact) {
         self.facts.0 += 1;
-        self.facts.1 += u64::from(matches!(fact, Fact::Revoked { .. }));
+        self.facts.1 += u64::from(matches!(fact, Fact::Revoked { .. } | Fact::Factory(_) | Fact::FactoryGone { .. }));
         match fact {
             Fact::Issued(certificate) => {
                 let serial = certificate.serial.clone();
@@ -287,10 +327,28 @@ impl State {
                 }
             }
             Fact::Claim(rule) => {
+                let [_, configs] = &mut self.configs;
+                set(configs, &rule.group, rule.config.as_ref());
                 self.claims.insert(rule.group.clone(), rule.clone());
             }
             Fact::Unclaimed { group } => {
                 self.claims.remove(group);
+            }
+            Fact::Config { group, config } => {
+                let [configs, _] = &mut self.configs;
+                set(configs, group, config.as_ref());
+            }
+            Fact::Factory(factory) => {
+                self.factories.insert(factory.name.clone(), factory.clone());
+            }
+            Fact::FactoryGone { name } => {
+                self.factories.remove(name);
+            }
+            Fact::VoucherKey(key) => {
+                self.voucher_keys.insert(key.name.clone(), key.clone());
+            }
+            Fact::VoucherKeyGone { name } => {
+                self.voucher_keys.remove(name);
             }
             Fact::Expected(expected) => {
                 self.expected.insert(expected.device.clone(), expected.clone());
@@ -300,11 +358,14 @@ impl State {
                 if let Some(group) = &enrolled.claim {
                     *self.used.entry(group.clone()).or_default() += 1;
                 }
+                if let Some(origin) = &enrolled.origin {
+                    *self.vouched.entry(origin.clone()).or_default() += 1;
+                }
                 // Its token has been used.
                 if let Some(expected) = self.expected.get_mut(&enrolled.device) {
                     expected.token = None;
                 }
-                self.enrolled.insert(enrolled.device.clone(), enrolled.clone());
+                self.enrolled.insert(enrolled.device.clone(), (enrolled.clone(), at));
             }
             Fact::Told { serial, days } => {
                 if let Some(entry) = self.certificates.get_mut(serial) {
@@ -317,7 +378,7 @@ impl State {
         }
     }
 
-    /// How many facts this state comes from, and how many of them were revocations: whoever has seen the same numbers has seen
+    /// How many facts this state comes from, and how many of them matter to a TLS handshake: whoever has seen the same numbers has seen
     /// the same state, also if somebody else took the facts in.
     pub fn facts(&self) -> (u64, u64) {
         self.facts
@@ -345,7 +406,40 @@ impl State {
 
     /// How a device was enrolled last.
     pub fn enrolled(&self, device: &str) -> Option<&Enrolled> {
-        self.enrolled.get(device)
+        self.enrolled.get(device).map(|(enrolled, _)| enrolled)
+    }
+
+    /// When that was.
+    pub fn enrolled_at(&self, device: &str) -> Option<Timestamp> {
+        self.enrolled.get(device).map(|(_, at)| *at)
+    }
+
+    /// What devices of this group are told as their first configuration.
+    pub fn config(&self, group: &str) -> Option<&serde_json::Value> {
+        self.configs.iter().find_map(|configs| configs.get(group))
+    }
+
+    /// All factories, by name.
+    pub fn factories(&self) -> &BTreeMap<String, Factory> {
+        &self.factories
+    }
+
+    /// All keys that sign vouchers, by name.
+    pub fn voucher_keys(&self) -> &BTreeMap<String, VoucherKey> {
+        &self.voucher_keys
+    }
+
+    /// How many devices somebody has vouched for that were let in.
+    pub fn vouched(&self, origin: &Origin) -> u64 {
+        self.vouched.get(origin).copied().unwrap_or(0)
+    }
+
+    /// Whether this certificate is one that was issued here: the number alone says nothing, others can give it, too.
+    pub fn issued(&self, leaf: &Leaf) -> bool {
+        self.certificates.get(&leaf.serial).is_some_and(|entry| {
+            let known = &entry.certificate;
+            known.key == leaf.key && leaf.uris.contains(&known.subject)
+        })
     }
 
     /// Until when a device may enrol once more.
@@ -435,6 +529,13 @@ impl State {
     }
 }
 
+fn set(configs: &mut BTreeMap<String, serde_json::Value>, group: &str, config: Option<&serde_json::Value>) {
+    match config {
+        Some(config) => configs.insert(group.to_owned(), config.clone()),
+        None => configs.remove(group),
+    };
+}
+
 /// Why the registry did not take a change.
 #[derive(Debug, Error)]
 pub enum RegistryError {
@@ -447,59 +548,6 @@ pub enum RegistryError {
     /// The change is not allowed.
     #[error("{0}")]
     Refused(String),
-}
-
-/// The registry of one data directory. Readers never wait for a disk.
-#[derive(Debug)]
-pub struct Registry {
-    journal: Mutex<Journal<Fact>>,
-    state: RwLock<State>,
-}
-
-impl Registry {
-    /// Opens the registry of a data directory and reads what it holds.
-    pub fn open(data: &Path) -> Result<Self, JournalError> {
-        let journal = Mutex::new(Journal::open(&data.join("access/registry.journal"))?);
-        let registry = Self { journal, state: RwLock::default() };
-        registry.read_on()?;
-        Ok(registry)
-    }
-
-    /// Looks at what is known, as of the last read or change.
-    pub fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(&self.state.read())
-    }
-
-    fn take_in(&self, lines: &[Line<Fact>]) {
-        let mut state = self.state.write();
-        lines.iter().for_each(|line| state.apply(line.at, &line.fact));
-    }
-
-    /// Takes in what other processes have added; returned is that. Reads a file.
-    pub fn read_on(&self) -> Result<Vec<Line<Fact>>, JournalError> {
-        let mut journal = self.journal.lock();
-        let lines = journal.read_on()?;
-        self.take_in(&lines);
-        Ok(lines)
-    }
-
-    /// Decides on a change by what is known up to now, and makes it durable. Returned is all that is new. Writes a file.
-    pub fn change<E: From<JournalError>>(
-        &self,
-        now: Timestamp,
-        decide: impl FnOnce(&State) -> Result<Vec<Fact>, E>,
-    ) -> Result<Vec<Line<Fact>>, E> {
-        let mut journal = self.journal.lock();
-        let mut seen = 0;
-        let lines = journal.add(now, |others| {
-            // Also when the decision is no: the journal has read them.
-            self.take_in(others);
-            seen = others.len();
-            decide(&self.state.read())
-        })?;
-        self.take_in(lines.get(seen..).unwrap_or_default());
-        Ok(lines)
-    }
 }
 
 /// Times as nanoseconds since 1970.
@@ -516,5 +564,6 @@ mod nanos {
     }
 }
 
+mod kept;
 #[cfg(test)]
 mod tests;

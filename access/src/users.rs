@@ -170,11 +170,13 @@ impl Refusal {
 pub struct State {
     users: BTreeMap<String, (Role, Timestamp)>,
     tokens: BTreeMap<String, Held>,
+    facts: u64,
 }
 
 impl State {
     /// Takes in what happened at a time.
     pub fn apply(&mut self, at: Timestamp, fact: &Fact) {
+        self.facts += 1;
         match fact {
             Fact::User { name, role } => {
                 self.users.entry(name.clone()).or_insert((*role, at)).0 = *role;
@@ -193,6 +195,11 @@ impl State {
                 }
             }
         }
+    }
+
+    /// How many facts this state comes from: whoever has seen the same number has seen the same state.
+    pub fn facts(&self) -> u64 {
+        self.facts
     }
 
     /// Users by name, with their roles and since when they are there.

@@ -10,7 +10,7 @@ use access::registry::{Certificate, Fact, Registry, RegistryError};
 use access::subject::Subject;
 use device::time::Timestamp;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
@@ -109,13 +109,14 @@ pub fn server(
     Ok(files)
 }
 
-/// Accepts certificates that lead to the authority, are valid now, and are not on its list of revocations. `insecure`: also
-/// whoever shows none.
+/// Accepts certificates that lead to the authority, or to one of `others` (PEM), are valid now, and are not on its list of
+/// revocations. `optional`: also whoever shows none.
 pub fn verifier(
     authority: &Authority,
     registry: &Registry,
     now: Timestamp,
-    insecure: bool,
+    optional: bool,
+    others: &[String],
 ) -> Result<Arc<dyn ClientCertVerifier>, CaError> {
     let mut roots = RootCertStore::empty();
     for certificate in chain(authority.bundle()?.as_bytes())? {
@@ -125,6 +126,10 @@ pub fn verifier(
     for certificate in chain(authority.issuing().as_bytes())? {
         roots.add(certificate)?;
     }
+    for certificate in others.iter().flat_map(|pem| chain(pem.as_bytes()).unwrap_or_default()) {
+        // One that is no certificate any more for whatever reads it must not keep all others out.
+        let _ = roots.add(certificate);
+    }
     let revoked = registry.look(|state| authority.revocations(state.revoked(now), now))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     // What is revoked is decided by the registry, for every connection; the list gives a client the reason in the handshake.
@@ -132,7 +137,20 @@ pub fn verifier(
         .with_crls([revoked.der().clone()])
         .only_check_end_entity_revocation()
         .allow_unknown_revocation_status();
-    Ok(if insecure { builder.allow_unauthenticated().build()? } else { builder.build()? })
+    Ok(if optional { builder.allow_unauthenticated().build()? } else { builder.build()? })
+}
+
+/// Whether a certificate, with those that were shown beside it, leads to this authority (PEM) and is valid at this time.
+pub fn is_from(authority: &str, shown: &[CertificateDer<'_>], now: Timestamp) -> bool {
+    let Some((leaf, between)) = shown.split_first() else { return false };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(chain(authority.as_bytes()).unwrap_or_default());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let Ok(verifier) = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build() else {
+        return false;
+    };
+    let since = std::time::Duration::from_nanos(u64::try_from(now.0).unwrap_or(0));
+    verifier.verify_client_cert(leaf, between, UnixTime::since_unix_epoch(since)).is_ok()
 }
 
 /// Asks nobody for a certificate.
@@ -213,7 +231,7 @@ mod tests {
         assert_ne!(text(&named), renewed);
         let authority = authority(dir.path(), NOW).unwrap();
         let registry = Registry::open(dir.path()).unwrap();
-        server_config(&named, verifier(&authority, &registry, NOW, false).unwrap()).unwrap();
+        server_config(&named, verifier(&authority, &registry, NOW, false, &[]).unwrap()).unwrap();
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(std::fs::metadata(&named.key).unwrap().permissions().mode() & 0o777, 0o600);
     }
@@ -225,7 +243,7 @@ mod tests {
         let authority = authority(dir.path(), NOW).unwrap();
         let registry = Registry::open(dir.path()).unwrap();
         let config =
-            |files: &Files| server_config(files, verifier(&authority, &registry, NOW, false).unwrap()).map(drop);
+            |files: &Files| server_config(files, verifier(&authority, &registry, NOW, false, &[]).unwrap()).map(drop);
         let files = Files { cert: dir.path().join("a.crt"), key: dir.path().join("a.key") };
         std::fs::write(&files.cert, "hello").unwrap();
         let error = config(&files).unwrap_err().to_string();

@@ -131,6 +131,8 @@ pub struct MqttConfig {
     pub max_keep_alive: Option<Duration>,
     /// Topic filters that nobody may subscribe to, nor to a part of them.
     pub no_subscribe: Vec<String>,
+    /// Let clients without a certificate in on the TLS listener that have the name of a user and one of its tokens as password.
+    pub user_tokens: bool,
 }
 
 impl Default for MqttConfig {

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -108,6 +108,8 @@ pub struct Core {
     pub groups: Arc<Groups>,
     /// The same by device.
     pub fleets: Arc<Fleets>,
+    /// Who was enrolled, and how; not there if this process gives no certificates.
+    pub enrolled: OnceLock<Arc<access::registry::Registry>>,
     registry: Arc<Registry>,
     /// The data directory.
     root: PathBuf,
@@ -230,6 +232,7 @@ impl Core {
             project: RwLock::new((project, catalog)),
             groups,
             fleets,
+            enrolled: OnceLock::new(),
             registry,
             root,
             going_over: tokio::sync::Mutex::new(()),

@@ -20,6 +20,7 @@ use crate::gateways;
 use crate::housekeeping;
 use crate::http::{self, Api, Guard};
 use crate::ledger::{self, Books};
+use crate::login::Login;
 use crate::notify::{self, Channels};
 use crate::project::Loaded;
 use crate::query::{self, Bounds};
@@ -27,6 +28,7 @@ use crate::repair::Repairs;
 use crate::trail::Trail;
 use crate::trust::Trust;
 use crate::watch::{self, Deployments};
+use crate::welcome::Welcome;
 
 /// How often the files of users are asked for changes: a revoked token must not work for longer than a second.
 const FOLLOW: Duration = Duration::from_millis(300);
@@ -63,8 +65,9 @@ impl Engine {
         let audit = Arc::new(audit);
         let users = Users::open(&config.store.data).map_err(|e| CoreError::Other(e.to_string()))?;
         let users = Arc::new(users);
+        let login = Arc::new(Login::new(users.clone(), clock.clone(), config.limits.failed_logins));
         let trust = match config.mqtt.tls.is_some() || config.http.speaks_tls() {
-            true => Some(Trust::open(config, clock.clone(), audit.clone(), users.clone())),
+            true => Some(Trust::open(config, clock.clone(), audit.clone(), &login)),
             false => None,
         };
         let trust = trust.transpose().map_err(|e| CoreError::Other(e.to_string()))?;
@@ -72,6 +75,8 @@ impl Engine {
             connections: config.limits.connections,
             connections_per_address: config.limits.connections_per_address,
             messages_per_second: config.limits.messages_per_second,
+            packets_per_second: config.limits.packets_per_second,
+            subscriptions: config.limits.subscriptions,
             packet: config.limits.packet as usize,
             keep_alive: config.mqtt.max_keep_alive.and_then(|most| u16::try_from(most.as_secs()).ok()),
             no_subscribe: config.mqtt.no_subscribe.clone(),
@@ -80,6 +85,10 @@ impl Engine {
         let hub = Hub::new(limits);
         let channels = Channels::new(&config.alerts, &hub).map_err(|e| CoreError::Other(e.to_string()))?;
         let core = Arc::new(Core::open(config, loaded, clock.clone(), hub.clone()).await?);
+        if let Some(trust) = &trust {
+            trust.guard.receive_by(Welcome::new(core.node.clone(), core.groups.clone()));
+            let _ = core.enrolled.set(trust.registry().clone());
+        }
         let other = |e: &dyn std::fmt::Display| CoreError::Other(e.to_string());
         let trail = Trail::open(&config.store.data, core.tables.store().clone(), &core.tables).await;
         let trail = Arc::new(trail.map_err(|e| other(&e))?);
@@ -151,7 +160,7 @@ impl Engine {
                 listeners.push((if tls.is_some() { "https" } else { "http" }, address));
                 let guard = Guard::new(
                     !config.node.insecure,
-                    (users, audit.clone()),
+                    (login, audit.clone()),
                     certificates,
                     &config.limits,
                     (clock.clone(), stop.clone()),
@@ -172,6 +181,7 @@ impl Engine {
                     repairs: Arc::new(Repairs::new()?),
                     trail: trail.clone(),
                     guard: Arc::new(guard),
+                    entry: trust.as_ref().map(|trust| trust.guard.clone()),
                     stop: stop.clone(),
                 };
                 Some(tokio::spawn(http::serve(listener, api, tls, config.limits.http_connections, stop.clone())))

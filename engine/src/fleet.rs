@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use access::registry::Registry;
 use actors::node::Node;
 use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, UInt16Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -15,6 +16,7 @@ use datafusion::common::DataFusionError;
 use datafusion::datasource::MemTable;
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::ExecutionPlan;
+use device::id::DeviceId;
 use device::machine::Device;
 use device::shadow::{DEFAULT, shown};
 use device::time::Timestamp;
@@ -68,6 +70,9 @@ impl Kind {
                 field("clock_rate_ppb", DataType::Int64, true),
                 field("drifting", DataType::Boolean, false),
                 field("groups", DataType::Utf8, true),
+                field("labels", DataType::Utf8, true),
+                field("hw", DataType::Utf8, true),
+                field("enrolled", storage::schema::timestamp(), true),
             ],
             Self::Shadows => vec![
                 field("device", text.clone(), false),
@@ -91,6 +96,7 @@ pub struct Fleet {
     kind: Kind,
     node: Arc<Node>,
     groups: Arc<Groups>,
+    enrolled: Option<Arc<Registry>>,
 }
 
 impl std::fmt::Debug for Fleet {
@@ -100,9 +106,9 @@ impl std::fmt::Debug for Fleet {
 }
 
 impl Fleet {
-    /// The table over the devices of `node`.
-    pub fn new(kind: Kind, node: Arc<Node>, groups: Arc<Groups>) -> Self {
-        Self { kind, node, groups }
+    /// The table over the devices of `node`; `enrolled`: who of them has asked for a certificate.
+    pub fn new(kind: Kind, node: Arc<Node>, (groups, enrolled): (Arc<Groups>, Option<Arc<Registry>>)) -> Self {
+        Self { kind, node, groups, enrolled }
     }
 
     async fn rows(&self) -> Result<RecordBatch, DataFusionError> {
@@ -117,7 +123,8 @@ impl Fleet {
             match self.kind {
                 Kind::Devices => {
                     let look = |device: &Device| {
-                        rows.device(device, (shard_id, shard.is_awake(device.id())), (shard.floor, now))
+                        rows.device(device, (shard_id, shard.is_awake(device.id())), (shard.floor, now));
+                        rows.origin(device.id(), self.enrolled.as_deref());
                     };
                     shard.each(look).await.map_err(failed)?;
                 }
@@ -169,6 +176,9 @@ struct Rows {
     drifting: Vec<bool>,
     groups: Vec<Option<String>>,
     listings: HashMap<String, Vec<String>>,
+    labels: Vec<Option<String>>,
+    hw: Vec<Option<String>>,
+    enrolled: Vec<Option<i64>>,
 }
 
 impl Rows {
@@ -205,6 +215,22 @@ impl Rows {
         for (column, number) in self.numbers.iter_mut().zip(numbers) {
             column.push(number);
         }
+    }
+
+    /// How it came by its certificate.
+    fn origin(&mut self, device: &DeviceId, registry: Option<&Registry>) {
+        let known = registry.and_then(|registry| {
+            registry.look(|state| {
+                let enrolled = state.enrolled(device.as_str())?;
+                let labels = (!enrolled.labels.is_empty()).then(|| serde_json::json!(enrolled.labels).to_string());
+                let hw = (!enrolled.hw.is_empty()).then(|| enrolled.hw.clone());
+                Some((labels, hw, state.enrolled_at(device.as_str()).map(|at| at.0)))
+            })
+        });
+        let (labels, hw, at) = known.unwrap_or_default();
+        self.labels.push(labels);
+        self.hw.push(hw);
+        self.enrolled.push(at);
     }
 
     fn shadows(&mut self, device: &Device, now: Timestamp) {
@@ -245,7 +271,11 @@ impl Rows {
                 columns.push(boots);
                 columns.extend(self.clock.map(|column| Arc::new(Int64Array::from(column)) as ArrayRef));
                 columns.push(Arc::new(BooleanArray::from(self.drifting)));
-                columns.push(Arc::new(StringArray::from(self.groups)));
+                columns.extend(
+                    [self.groups, self.labels, self.hw].map(|column| Arc::new(StringArray::from(column)) as ArrayRef),
+                );
+                let enrolled = arrow::array::TimestampNanosecondArray::from(self.enrolled);
+                columns.push(Arc::new(enrolled.with_timezone("UTC")));
             }
             Kind::Shadows => {
                 let [name, desired, reported, delta, open] = self.texts;

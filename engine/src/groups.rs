@@ -3,7 +3,7 @@
 //! `registry/groups.json` holds them, replaced as a whole and durable before a change is answered. Who belongs to a
 //! group that is a query is asked whenever it is needed: nothing has to be kept up to date.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -64,6 +64,10 @@ pub struct Groups {
     path: PathBuf,
     all: Mutex<BTreeMap<String, Members>>,
     revision: AtomicU64,
+    /// Held by whoever writes the file; readers do not wait for a disk.
+    writing: Mutex<()>,
+    /// Devices that come into groups with the next write.
+    joining: Mutex<Vec<(String, DeviceId)>>,
 }
 
 impl Groups {
@@ -86,7 +90,8 @@ impl Groups {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(failed(error.to_string())),
         };
-        Ok(Self { path, all: Mutex::new(all), revision: AtomicU64::new(0) })
+        let (revision, writing, joining) = (AtomicU64::new(0), Mutex::default(), Mutex::default());
+        Ok(Self { path, all: Mutex::new(all), revision, writing, joining })
     }
 
     /// Every group.
@@ -168,8 +173,8 @@ impl Groups {
             }
             Some(Members::Sql(_)) | None => {}
         }
-        let mut all = self.all.lock();
-        let mut changed = all.clone();
+        let _turn = self.writing.lock();
+        let mut changed = self.all();
         let there = match members {
             Some(members) => {
                 changed.insert(name.to_owned(), members);
@@ -177,25 +182,103 @@ impl Groups {
             }
             None => changed.remove(name).is_some(),
         };
-        if changed.len() > MAX_GROUPS {
+        self.write(changed)?;
+        Ok(there)
+    }
+
+    /// Adds a device to the list of a group, which is made if it is not there; a group that is a query stays what it is. Durable
+    /// when this returns. Many that come at the same time are written at once.
+    pub fn join(&self, name: &str, device: &DeviceId) -> Result<(), GroupError> {
+        self.joining.lock().push((name.to_owned(), device.clone()));
+        let _turn = self.writing.lock();
+        let joining = std::mem::take(&mut *self.joining.lock());
+        if !joining.is_empty() {
+            let mut changed = self.all();
+            if add(&mut changed, &joining) {
+                self.write(changed)?;
+            }
+        }
+        // Whoever was before this one has written for it; unless that failed, or there was no room.
+        match self.all.lock().get(name) {
+            Some(Members::Sql(_)) => Ok(()),
+            Some(Members::Devices(devices)) if devices.iter().any(|listed| listed == device.as_str()) => Ok(()),
+            Some(Members::Devices(devices)) if devices.len() >= MAX_LISTED => {
+                Err(GroupError::Bad(format!("group {name} lists {MAX_LISTED} devices already")))
+            }
+            _ => Err(GroupError::File { path: self.path.clone(), message: "the group was not written".to_owned() }),
+        }
+    }
+
+    fn write(&self, groups: BTreeMap<String, Members>) -> Result<(), GroupError> {
+        if groups.len() > MAX_GROUPS {
             return Err(GroupError::Bad(format!("there are {MAX_GROUPS} groups already")));
         }
-        let stored = Stored { version: VERSION, groups: changed };
+        let stored = Stored { version: VERSION, groups };
         let failed = |message: String| GroupError::File { path: self.path.clone(), message };
         let bytes = serde_json::to_vec(&stored).map_err(|error| failed(error.to_string()))?;
         if let Some(folder) = self.path.parent() {
             std::fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
         }
         write_new(&self.path, &bytes).map_err(|error| failed(error.to_string()))?;
-        *all = stored.groups;
+        *self.all.lock() = stored.groups;
         self.revision.fetch_add(1, Ordering::AcqRel);
-        Ok(there)
+        Ok(())
     }
+}
+
+/// Adds devices to lists; whether that changed anything.
+fn add(groups: &mut BTreeMap<String, Members>, joining: &[(String, DeviceId)]) -> bool {
+    let mut by_group: BTreeMap<&str, Vec<&DeviceId>> = BTreeMap::new();
+    for (name, device) in joining {
+        by_group.entry(name).or_default().push(device);
+    }
+    let mut changed = false;
+    for (name, joining) in by_group {
+        let members = groups.entry(name.to_owned()).or_insert_with(|| Members::Devices(Vec::new()));
+        let Members::Devices(devices) = members else { continue };
+        let mut listed: HashSet<String> = devices.iter().cloned().collect();
+        for device in joining {
+            if devices.len() < MAX_LISTED && listed.insert(device.to_string()) {
+                devices.push(device.to_string());
+                changed = true;
+            }
+        }
+    }
+    changed
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_that_come_at_the_same_time_are_all_in_their_groups() {
+        let data = tempfile::tempdir().unwrap();
+        let groups = Groups::open(data.path()).unwrap();
+        groups.set("query", Some(Members::Sql("SELECT 1".into()))).unwrap();
+        groups.set("line-1", Some(Members::Devices(vec!["d-0".into()]))).unwrap();
+        let id = |n: usize| DeviceId::new(&format!("d-{n}")).unwrap();
+        std::thread::scope(|scope| {
+            for n in 0..40 {
+                let groups = &groups;
+                scope.spawn(move || groups.join(["line-1", "line-2", "query"][n % 3], &id(n)).unwrap());
+            }
+        });
+        groups.join("line-1", &id(3)).unwrap();
+        let again = Groups::open(data.path()).unwrap();
+        assert_eq!(again.get("query"), Some(Members::Sql("SELECT 1".into())));
+        let listed = |name: &str| match again.get(name) {
+            Some(Members::Devices(devices)) => devices.len(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((listed("line-1"), listed("line-2")), (14, 13));
+        // What cannot be written is told to whoever asked for it, and to those who come after.
+        std::fs::remove_dir_all(data.path().join("registry")).unwrap();
+        std::fs::write(data.path().join("registry"), "").unwrap();
+        assert!(matches!(groups.join("line-1", &id(99)), Err(GroupError::File { .. })));
+        std::fs::remove_file(data.path().join("registry")).unwrap();
+        groups.join("line-1", &id(99)).unwrap();
+    }
 
     #[test]
     fn groups_outlive_the_process_and_bad_ones_are_refused() {

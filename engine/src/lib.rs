@@ -9,13 +9,15 @@
 //! - [`gateway`]: MQTT. [`bus`]: live messages, the only file that knows rumqttd.
 //! - [`ledger`]: counters that add up.
 //! - [`trail`]: the table of who did what.
+//! - [`login`]: whom a token stands for; `rates`: how often somebody may do something.
 //! - [`http`]: the API, and who may ask for what of it. [`query`], [`audit`]: what it and the command line answer with.
 //! - [`housekeeping`]: retention and compaction. [`holds`]: who needs which times of which tables.
 //! - [`repair`]: partitions of pipelines computed once more, and rows as they come.
 //! - [`notify`]: messages about incidents on their way to receivers. [`fleets`], `gateways`: what they have to know of the fleet.
 //! - [`project`]: the pipeline project in the data directory. [`schemas`]: what its streams may become; `majors`: views over
-//!   their major versions, `views` over each. `provision`: first certificates of devices, `renewal`: the
-//!   next ones, `recovery`: when those have expired, [`expiring`]: whose do soon, `request`: how they are asked for. [`ca`], [`guard`], `trust`: certificates of
+//!   their major versions, `views` over each. `provision`: first certificates of devices, `welcome`: the first time that they
+//!   come in with one, `renewal`: the next ones, `recovery`: when those have expired, [`expiring`]: whose do soon, `request`: how
+//!   they are asked for. [`ca`], [`guard`], `trust`: certificates of
 //!   the device listener, whom they let in, and what becomes of that while it is open.
 //! - `sweep`: half files of a crash. [`testing`]: an engine in memory for the tests that stand beside pipelines.
 //! - [`simulate`]: a fleet of real edge agents. [`torture`]: everything that may happen to engine and agents.
@@ -40,6 +42,7 @@ pub mod housekeeping;
 pub mod http;
 pub mod ledger;
 pub mod limits;
+pub mod login;
 mod majors;
 pub mod notify;
 pub mod opener;
@@ -48,6 +51,7 @@ pub mod peers;
 pub mod project;
 mod provision;
 pub mod query;
+mod rates;
 mod recovery;
 mod renewal;
 pub mod repair;
@@ -61,3 +65,4 @@ pub mod trail;
 mod trust;
 mod views;
 pub mod watch;
+mod welcome;

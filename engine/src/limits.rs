@@ -24,6 +24,13 @@ pub const CONNECTIONS_PER_ADDRESS: usize = 20_000;
 /// Messages a second of one device: more than any sends one by one; who has more to say sends frames.
 pub const MESSAGES_PER_SECOND: u32 = 2000;
 
+/// MQTT packets of any kind a second of one device: its messages with all that is said about them (QoS 2 has four packets a
+/// message), and room for commands; what is more is no telemetry.
+pub const PACKETS_PER_SECOND: u32 = 10_000;
+
+/// Subscriptions of one MQTT session: a device needs one, an application some dozens.
+pub const SUBSCRIPTIONS: usize = 1000;
+
 /// HTTP requests a second of one user: ten dashboards that ask ten times a second.
 pub const REQUESTS_PER_USER: u32 = 100;
 
@@ -33,6 +40,9 @@ pub const REQUESTS_PER_ADDRESS: u32 = 500;
 /// HTTP requests a minute of one address whose tokens are not accepted. A secret has 256 bits; this bounds what the
 /// attempts cost.
 pub const FAILED_LOGINS: u32 = 20;
+
+/// Requests a minute of one address for a first certificate over HTTP: devices on a bench, one after the other.
+pub const ENROLMENTS: u32 = 120;
 
 /// Queries of one user at a time: each has a thread and its share of the memory.
 pub const QUERIES: usize = 8;

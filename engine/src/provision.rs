@@ -1,10 +1,14 @@
-//! Devices that come for the first time: from a request over the connection of a claim to a certificate.
+//! Devices that come for the first time: from a request to a certificate.
 //!
-//! A request is a map, in CBOR or, if it begins with `{`, in JSON:
+//! A request comes over a connection of a claim or of a factory's certificate, or as the body of an HTTP request. It is a map,
+//! in CBOR or, if it begins with `{`, in JSON:
 //! - `{request_id, step: "nonce"}` is answered with `{request_id, nonce}`: 32 bytes that this connection must sign.
 //! - `{request_id, serial, hw?, csr, proof}`: the serial number, a certificate signing request (PKCS #10), and the signature of
 //!   the new key over nonce and request id. Answered with `{request_id, id, chain, bundle, endpoints, server_time, group, labels,
 //!   config}`, or `{request_id, error: {reason, text}}`.
+//!
+//! Over HTTP there is no connection to sign for: the request has `token`, or `voucher` and `voucher_sig`, in the place of the
+//! proof, and that the asker has the key is shown by the signature of the signing request.
 //!
 //! Bytes stand as such in CBOR, in JSON as base64 (a signing request also as PEM, in both). Repeated, a request of the same device
 //! with the same key has the same certificate in its answer.
@@ -13,9 +17,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use access::audit::{Act, Audit};
-use access::authority::{self, AuthorityError, Key, write_file};
+use access::authority::{self, AuthorityError, Key, Secret, write_file};
 use access::enrol::{self, Ask, By, Denied, Verdict};
 use access::journal::JournalError;
+use access::origin::Shown;
 use access::registry::{Certificate, Enrolled, Fact, Registry};
 use access::subject::Subject;
 use data_encoding::BASE64;
@@ -27,6 +32,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::gateway::Asker;
 use crate::request::{self, Blob, MAX_TEXT, chain_file};
 
 /// A nonce counts for this long, and for as long again.
@@ -80,6 +86,47 @@ struct Request {
     csr: Option<Blob>,
     #[serde(default)]
     proof: Option<Blob>,
+    #[serde(default, deserialize_with = "secret")]
+    token: Option<Secret>,
+    #[serde(default)]
+    voucher: Option<Blob>,
+    #[serde(default)]
+    voucher_sig: Option<Blob>,
+}
+
+fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(Secret))
+}
+
+/// On which way a request came.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Way<'a> {
+    /// Over a connection, with its number.
+    Connection(&'a Asker, u64),
+    /// As the body of an HTTP request.
+    Http,
+}
+
+/// An answer to a request.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    /// A map.
+    pub(crate) answer: Value,
+    /// Whether the request was JSON; else it was CBOR.
+    pub(crate) is_json: bool,
+    /// The code of a refusal.
+    pub(crate) refused: Option<&'static str>,
+    nonce: Option<Vec<u8>>,
+}
+
+impl Answered {
+    /// As it goes out, in the form of the request.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        match (&self.nonce, self.is_json) {
+            (Some(nonce), false) => cbor_nonce(self.answer["request_id"].as_str().unwrap_or_default(), nonce),
+            _ => request::answer(&self.answer, self.is_json),
+        }
+    }
 }
 
 /// Gives first certificates.
@@ -112,51 +159,95 @@ impl Provisioning {
         hmac::sign(&self.secret, &[connection.to_be_bytes(), slot.to_be_bytes()].concat())
     }
 
-    /// Answers a request that came over a connection of this group's claim. Reads and writes files.
-    pub(crate) fn answer(&self, group: &str, connection: u64, from: &str, payload: &[u8]) -> Vec<u8> {
+    /// Answers a request. Reads and writes files.
+    pub(crate) fn answer(&self, way: Way<'_>, from: &str, payload: &[u8]) -> Answered {
         let is_json = request::is_json(payload);
         let request = read(payload);
         let id = request.as_ref().map(|request| request.request_id.clone()).unwrap_or_default();
         let serial = request.as_ref().ok().and_then(|request| request.serial.clone()).unwrap_or_default();
-        let answered = request.and_then(|request| self.handle(group, connection, request));
+        let who = match (way, &request) {
+            (Way::Connection(asker, _), _) => asker.to_string(),
+            (Way::Http, Ok(request)) if request.voucher.is_some() => "voucher".to_owned(),
+            (Way::Http, _) => "token".to_owned(),
+        };
+        let answered = request.and_then(|request| self.handle(way, request));
         let now = (self.clock)();
-        let answer = match answered {
-            Ok(Answer::Nonce(nonce)) if is_json => json!({ "request_id": id, "nonce": BASE64.encode(&nonce) }),
-            Ok(Answer::Nonce(nonce)) => return cbor_nonce(&id, &nonce),
-            Ok(Answer::Certificate(mut answer, enrolled, new)) => {
+        let (mut refused, mut nonce) = (None, None);
+        let mut answer = match answered {
+            Ok(Answer::Nonce(drawn)) => {
+                let answer = json!({ "nonce": BASE64.encode(&drawn) });
+                nonce = Some(drawn);
+                answer
+            }
+            Ok(Answer::Certificate(certificate, enrolled, new)) => {
                 if new {
-                    let detail = json!({ "serial": enrolled.serial, "key": enrolled.key, "hw": enrolled.hw });
-                    let act = Act::done(format!("claim {group}"), "device.enrol", enrolled.device).detail(detail);
+                    let detail = json!({
+                        "serial": enrolled.serial, "key": enrolled.key, "hw": enrolled.hw, "origin": enrolled.origin,
+                    });
+                    let act = Act::done(who, "device.enrol", enrolled.device).detail(detail);
                     self.audit.note(now, act.from(from));
                 }
-                answer["request_id"] = Value::String(id);
-                answer
+                certificate
             }
             Err(failure) => {
                 let subject: String = serial.chars().take(MAX_TEXT).collect();
-                let act = Act::refused(format!("claim {group}"), "device.enrol", subject, failure.code()).from(from);
+                let act = Act::refused(who, "device.enrol", subject, failure.code()).from(from);
                 self.audit.note(now, act);
-                json!({ "request_id": id, "error": { "reason": failure.code(), "text": failure.to_string() } })
+                refused = Some(failure.code());
+                json!({ "error": { "reason": failure.code(), "text": failure.to_string() } })
             }
         };
-        request::answer(&answer, is_json)
+        answer["request_id"] = Value::String(id);
+        Answered { answer, is_json, refused, nonce }
     }
 
-    fn handle(&self, group: &str, connection: u64, request: Request) -> Result<Answer, Failure> {
+    fn handle(&self, way: Way<'_>, request: Request) -> Result<Answer, Failure> {
         let now = (self.clock)();
-        match request.step.as_deref() {
-            Some("nonce") => return Ok(Answer::Nonce(self.nonce(connection, now, 0).as_ref().to_vec())),
-            None | Some("enrol") => {}
-            Some(other) => return Err(Failure::Request(format!("step {other:?} is neither \"nonce\" nor \"enrol\""))),
+        match (request.step.as_deref(), way) {
+            (Some("nonce"), Way::Connection(_, connection)) => {
+                return Ok(Answer::Nonce(self.nonce(connection, now, 0).as_ref().to_vec()));
+            }
+            (None | Some("enrol"), _) => {}
+            (Some("nonce"), Way::Http) => {
+                let text = "over HTTP there is no nonce: send serial and csr with a token or a voucher";
+                return Err(Failure::Request(text.to_owned()));
+            }
+            (Some(other), _) => {
+                return Err(Failure::Request(format!("step {other:?} is neither \"nonce\" nor \"enrol\"")));
+            }
         }
         let missing = |what: &str| Failure::Request(format!("the request has no {what}"));
         let device = request.serial.ok_or_else(|| missing("serial"))?;
         let csr = request.csr.ok_or_else(|| missing("csr"))?.bytes("csr").map_err(Failure::Request)?;
-        let proof = request.proof.ok_or_else(|| missing("proof"))?.bytes("proof").map_err(Failure::Request)?;
         if request.hw.len() > MAX_TEXT {
             return Err(Failure::Request(format!("hw is longer than {MAX_TEXT} bytes")));
         }
+        // Also whether whoever made the signing request has the key.
         let key = authority::request_key(&csr)?;
+        let ask = |by| Ask { device: &device, key: &key, hw: &request.hw, by };
+        let (asker, connection) = match way {
+            Way::Connection(asker, connection) => (asker, connection),
+            Way::Http => match (request.token, request.voucher) {
+                (Some(token), None) => return self.enrol(&ask(By::Token(&token.0)), &csr, now),
+                (None, Some(voucher)) => {
+                    let text = voucher.bytes("voucher").map_err(Failure::Request)?;
+                    let signature = request.voucher_sig.ok_or_else(|| missing("voucher_sig"))?;
+                    let signature = signature.bytes("voucher_sig").map_err(Failure::Request)?;
+                    let tenant = authority::open(&self.data.join("ca"))?.tenant().to_owned();
+                    let shown = Shown { text: &text, signature: &signature, tenant: &tenant };
+                    return self.enrol(&ask(By::Voucher(shown)), &csr, now);
+                }
+                (None, None) => return Err(missing("token, and no voucher")),
+                (Some(_), Some(_)) => {
+                    return Err(Failure::Request("the request has a token and a voucher: send one".to_owned()));
+                }
+            },
+        };
+        if request.token.is_some() || request.voucher.is_some() {
+            let text = "a token or a voucher goes to POST /v1/provision, not over the connection of a certificate";
+            return Err(Failure::Request(text.to_owned()));
+        }
+        let proof = request.proof.ok_or_else(|| missing("proof"))?.bytes("proof").map_err(Failure::Request)?;
         let proved = [0, 1].iter().any(|ago| {
             let signed = [self.nonce(connection, now, *ago).as_ref(), request.request_id.as_bytes()].concat();
             authority::request_signed(&csr, &signed, &proof)
@@ -164,8 +255,11 @@ impl Provisioning {
         if !proved {
             return Err(Failure::Proof);
         }
-        let ask = Ask { device: &device, key: &key, hw: &request.hw, by: By::Claim(group) };
-        self.enrol(&ask, &csr, now)
+        let by = match asker {
+            Asker::Claim(group) => By::Claim(group),
+            Asker::Factory { name, device } => By::Factory { name, device },
+        };
+        self.enrol(&ask(by), &csr, now)
     }
 
     /// Decides and makes the certificate, as one step: of two requests at once the second sees what the first did.
@@ -200,18 +294,18 @@ impl Provisioning {
         let Some(enrolled) = enrolled else { return Err(Failure::Request("nothing was decided".to_owned())) };
         let path = chain_file(&self.data, &enrolled.serial);
         let chain = std::fs::read_to_string(&path).map_err(|source| AuthorityError::Io { path, source })?;
-        let config = self.registry.look(|state| state.claim(&enrolled.group).and_then(|rule| rule.config.clone()));
+        let config = self.registry.look(|state| state.config(&enrolled.group).cloned());
         let answer = json!({
             "id": enrolled.device, "chain": chain, "bundle": authority.bundle()?, "endpoints": self.endpoints,
             "server_time": now.0, "group": enrolled.group, "labels": enrolled.labels, "config": config,
         });
-        Ok(Answer::Certificate(answer, enrolled, is_new))
+        Ok(Answer::Certificate(answer, Box::new(enrolled), is_new))
     }
 }
 
 enum Answer {
     Nonce(Vec<u8>),
-    Certificate(Value, Enrolled, bool),
+    Certificate(Value, Box<Enrolled>, bool),
 }
 
 fn read(payload: &[u8]) -> Result<Request, Failure> {

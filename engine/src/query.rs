@@ -170,7 +170,8 @@ pub async fn over_engine(core: &Core, runtime: Arc<RuntimeEnv>) -> Result<Sessio
     for kind in fleet::Kind::ALL {
         // A stream or pipeline of that name is what its project means by it.
         if !context.table_exist(kind.name())? {
-            context.register_table(kind.name(), Arc::new(Fleet::new(kind, core.node.clone(), core.groups.clone())))?;
+            let known = (core.groups.clone(), core.enrolled.get().cloned());
+            context.register_table(kind.name(), Arc::new(Fleet::new(kind, core.node.clone(), known)))?;
         }
     }
     // Who did what is for those who answer for it: see `with_trail`.

@@ -98,7 +98,8 @@ mod tests {
         let made = authority.issue(&subject, &[], &Key::New, 10, (NOW, rand::random())).unwrap();
         let chain: Vec<_> =
             CertificateDer::pem_slice_iter(made.chain.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap();
-        let verifier = |days: i64| Expired::wrap(ca::verifier(&authority, &registry, NOW, false).unwrap(), days * DAY);
+        let verifier =
+            |days: i64| Expired::wrap(ca::verifier(&authority, &registry, NOW, false, &[]).unwrap(), days * DAY);
         let let_in = |window, day: i64| {
             let at = UnixTime::since_unix_epoch(Duration::from_secs((NOW.plus(day * DAY).0 / SECOND) as u64));
             verifier(window).verify_client_cert(&chain[0], &chain[1..], at).is_ok()

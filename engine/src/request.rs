@@ -21,7 +21,7 @@ pub(crate) const MAX_TEXT: usize = 256;
 /// Text or bytes, as the sender's format has them.
 #[derive(Debug)]
 pub(crate) enum Blob {
-    /// Base64 or PEM.
+    /// Base64, PEM, or a JSON object.
     Text(String),
     /// As they are.
     Bytes(Vec<u8>),
@@ -58,6 +58,8 @@ impl Blob {
                 let request = CertificateSigningRequestDer::from_pem_slice(text.as_bytes());
                 Ok(request.map_err(|e| format!("{what}: {e}"))?.to_vec())
             }
+            // A statement that was signed as it stands.
+            Self::Text(text) if text.starts_with('{') => Ok(text.into_bytes()),
             Self::Text(text) => BASE64.decode(text.trim().as_bytes()).map_err(|e| format!("{what} is not base64: {e}")),
         }
     }

@@ -7,7 +7,6 @@ use std::sync::{Arc, OnceLock};
 use access::audit::Audit;
 use access::authority::{self, DAY};
 use access::registry::Registry;
-use access::users::Users;
 use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +17,7 @@ use crate::expiring::{self, Expiring};
 use crate::gateway::{Hub, TlsSettings};
 use crate::guard::{self, Guard};
 use crate::http;
+use crate::login::Login;
 use crate::provision::Provisioning;
 use crate::recovery::Expired;
 use crate::renewal::Renewals;
@@ -42,7 +42,8 @@ pub(crate) struct Trust {
     /// Certificates that were given to the engine, instead of one of its own authority.
     given: (Option<Files>, Option<Files>),
     names: Vec<String>,
-    insecure: bool,
+    /// Whether a client of the device listener needs no certificate.
+    optional: bool,
     /// How long after its end a certificate may still be renewed, in nanoseconds.
     recovery: i64,
     clock: Clock,
@@ -53,7 +54,7 @@ pub(crate) struct Trust {
 
 impl Trust {
     /// Opens authority and registry of the data directory; makes them if they are not there.
-    pub(crate) fn open(config: &Config, clock: Clock, audit: Arc<Audit>, users: Arc<Users>) -> Result<Self, CaError> {
+    pub(crate) fn open(config: &Config, clock: Clock, audit: Arc<Audit>, login: &Arc<Login>) -> Result<Self, CaError> {
         let data = config.store.data.clone();
         let authority = ca::authority(&data, clock())?;
         let registry = Arc::new(Registry::open(&data)?);
@@ -68,15 +69,19 @@ impl Trust {
         let endpoints = config.mqtt.names.iter().map(|name| format!("mqtts://{name}:{port}")).collect();
         let provisioning = Provisioning::new(&data, registry.clone(), audit.clone(), clock.clone(), endpoints);
         let tenant = authority.tenant().to_owned();
+        let users = login.users().clone();
+        // Without a certificate, and without a token, everybody may come in where nobody has to say who it is.
+        let login = (config.mqtt.user_tokens && !config.node.insecure).then(|| login.clone());
         let renewals = Renewals::new(&data, registry.clone(), audit.clone(), clock.clone());
         let asked = (provisioning, renewals);
-        let guard = Guard::new(registry.clone(), tenant.clone(), clock.clone(), (audit, users), asked);
-        let insecure = config.node.insecure;
+        let guard = Guard::new(registry.clone(), tenant.clone(), clock.clone(), (audit, users), login, asked);
+        let optional = config.node.insecure || config.mqtt.user_tokens;
         let recovery = i64::from(config.mqtt.recovery_days) * DAY;
-        Ok(Self { data, registry, tenant, given, names, insecure, recovery, clock, guard, http: Arc::default() })
+        Ok(Self { data, registry, tenant, given, names, optional, recovery, clock, guard, http: Arc::default() })
     }
 
-    fn config(&self, given: Option<&Files>, who: Who) -> Result<Arc<ServerConfig>, CaError> {
+    /// `others`: authorities (PEM) that are not ours.
+    fn config(&self, given: Option<&Files>, who: Who, others: &[String]) -> Result<Arc<ServerConfig>, CaError> {
         let now = (self.clock)();
         // Not made again: an authority that has gone away while the engine runs is a mistake.
         let authority = authority::open(&self.data.join("ca"))?;
@@ -84,7 +89,7 @@ impl Trust {
             Some(files) => files.clone(),
             None => ca::server(&self.data, &authority, &self.registry, &self.names, now)?,
         };
-        let verifier = ca::verifier(&authority, &self.registry, now, who == Who::Anybody)?;
+        let verifier = ca::verifier(&authority, &self.registry, now, who == Who::Anybody, others)?;
         let verifier = if who == Who::Expired { Expired::wrap(verifier, self.recovery) } else { verifier };
         ca::server_config(&files, verifier)
     }
@@ -96,17 +101,20 @@ impl Trust {
 
     /// The device listener's configuration as of now.
     pub(crate) fn devices(&self) -> Result<Arc<ServerConfig>, CaError> {
-        self.config(self.given.0.as_ref(), if self.insecure { Who::Anybody } else { Who::Certified })
+        let factories =
+            self.registry.look(|state| state.factories().values().map(|f| f.ca.clone()).collect::<Vec<_>>());
+        let who = if self.optional { Who::Anybody } else { Who::Certified };
+        self.config(self.given.0.as_ref(), who, &factories)
     }
 
     /// That of the listener for devices whose certificates have expired.
     pub(crate) fn recovery(&self) -> Result<Arc<ServerConfig>, CaError> {
-        self.config(self.given.0.as_ref(), Who::Expired)
+        self.config(self.given.0.as_ref(), Who::Expired, &[])
     }
 
     /// The configuration of the HTTP listener, whose clients may have a certificate or a token.
     pub(crate) fn http(&self) -> Result<http::Tls, CaError> {
-        let config = self.config(self.given.1.as_ref(), Who::Anybody)?;
+        let config = self.config(self.given.1.as_ref(), Who::Anybody, &[])?;
         let settings = self.http.get_or_init(|| TlsSettings::new(&config)).clone();
         Ok(Arc::new(move || settings.config()))
     }
@@ -146,7 +154,7 @@ impl Trust {
                 };
             swap(devices.as_ref(), self.devices());
             swap(recovery.as_ref(), self.recovery());
-            swap(self.http.get(), self.config(self.given.1.as_ref(), Who::Anybody));
+            swap(self.http.get(), self.config(self.given.1.as_ref(), Who::Anybody, &[]));
         };
         guard::follow(guard, changed, stop).await;
     }

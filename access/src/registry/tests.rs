@@ -163,3 +163,21 @@ fn only_the_key_of_a_request_is_taken_over() {
     broken[last] ^= 1;
     assert!(authority::request_key(&broken).is_err());
 }
+
+#[test]
+fn facts_are_read_as_they_were_first_written() {
+    for text in [
+        r#"{"enrolled":{"device":"a","key":"00","serial":"1","group":"g","claim":"g","hw":"r1","labels":{"x":"y"}}}"#,
+        r#"{"claim":{"group":"g","allow":["a-*"],"quota":5,"config":{"interval":5}}}"#,
+        r#"{"expected":{"device":"a","group":"g","token":["00",5]}}"#,
+        r#"{"enrolled":{"device":"a","key":"00","serial":"1","group":"g","origin":{"factory":"f"}}}"#,
+        r#"{"factory":{"name":"f","ca":"","group":"g","id_from":"serialNumber","allow":["*"],"quota":5}}"#,
+        r#"{"factory_gone":{"name":"f"}}"#,
+        r#"{"voucher_key":{"name":"v","key":"00","group":"g"}}"#,
+        r#"{"voucher_key_gone":{"name":"v"}}"#,
+        r#"{"config":{"group":"g","config":{"interval":5}}}"#,
+    ] {
+        let fact: Fact = serde_json::from_str(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(serde_json::to_string(&fact).unwrap(), text);
+    }
+}

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 pub use change::{Change, Conflict, Reported, What, Winner};
-pub use decide::{Answer, Ask, MAX_NAMED, Report, Ruling};
+pub use decide::{Answer, Ask, MAX_NAMED, Report, Ruling, unfit};
 pub use document::{MAX_DEPTH, MAX_SIZE, Path, merge_plain, shown, touches};
 pub use message::{cbor, delta_cbor, delta_json, read_object, read_report};
 pub use rules::{Policy, Rule, ShadowRules};

@@ -2,11 +2,10 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use access::audit::{self, Act, COMMAND_LINE};
 use access::authority::{self, Key, Made, write_file};
-use access::registry::{Certificate, Entry, Fact, Registry, RegistryError};
+use access::registry::{Certificate, Entry, Fact, RegistryError};
 use access::renew;
 use access::subject::Subject;
 use device::id::DeviceId;
@@ -14,6 +13,7 @@ use device::time::Timestamp;
 use rustls::pki_types::CertificateSigningRequestDer;
 use rustls::pki_types::pem::PemObject;
 
+use super::files::{self, At};
 use super::{Exit, Output, print};
 use crate::clock;
 
@@ -22,13 +22,6 @@ use crate::clock;
 pub(super) struct Args {
     #[command(subcommand)]
     command: Action,
-}
-
-#[derive(Debug, clap::Args)]
-struct At {
-    /// Data directory of the engine whose authority it is. The engine may run; it follows by itself.
-    #[arg(long, env = "WEIR_DATA", default_value = "weir-data")]
-    data: PathBuf,
 }
 
 impl At {
@@ -208,8 +201,8 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             let device = device(gateway)?;
             let children = children.iter().map(|child| self::device(child)).collect::<Result<_, Exit>>()?;
             let detail = serde_json::json!({ "children": children });
-            change(&registry(at)?, |_| Ok(vec![Fact::Gateway { device, children }]))?;
-            note(at, "certificate.children", gateway, detail)
+            at.change(|_| Ok(vec![Fact::Gateway { device, children }]))?;
+            at.note("certificate.children", gateway, detail)
         }
         Action::Renew { name: None, at, .. } => renew_issuing(at),
         Action::Renew { name: Some(name), kind, days, csr, out, force, at, .. } => {
@@ -224,28 +217,10 @@ fn device(text: &str) -> Result<String, Exit> {
     DeviceId::new(text).map(|id| id.to_string()).map_err(|e| Exit::Usage(format!("device {text:?}: {e}")))
 }
 
-/// Notes in the trail what was done. A failure is told, and does not undo it.
-fn note(at: &At, action: &str, subject: &str, detail: serde_json::Value) -> Result<(), Exit> {
-    let act = Act::done(COMMAND_LINE, action, subject).detail(detail).from(COMMAND_LINE);
-    audit::add(&at.data, clock::now(), act)
-        .map_err(|e| Exit::Failed(format!("done, but it is not in the audit trail: {e}")))
-}
-
-fn registry(at: &At) -> Result<Registry, Exit> {
-    Registry::open(&at.data).map_err(Exit::failed)
-}
-
-fn change(
-    registry: &Registry,
-    decide: impl FnOnce(&access::registry::State) -> Result<Vec<Fact>, RegistryError>,
-) -> Result<(), Exit> {
-    registry.change(clock::now(), decide).map(drop).map_err(Exit::failed)
-}
-
 fn init(at: &At, tenant: &str) -> Result<(), Exit> {
     authority::init(&at.folder(), tenant, clock::now(), rand::random).map_err(Exit::failed)?;
     let folder = at.folder().display().to_string();
-    note(at, "authority.init", tenant, serde_json::Value::Null)?;
+    at.note("authority.init", tenant, serde_json::Value::Null)?;
     print(&format!(
         "made a certificate authority in {folder}\n\
          devices trust {folder}/ca.crt; `weir ca issue ID` makes a certificate for one\n\
@@ -281,7 +256,7 @@ fn issue(at: &At, wish: &Wish<'_>, gateway: Option<Fact>, renew: bool) -> Result
     let made = authority.issue(&wish.subject, &[], &key, days, (now, rand::random())).map_err(Exit::failed)?;
     let uri = wish.subject.uri(authority.tenant());
     let mut certificate = Certificate::new(&made.leaf, uri.clone());
-    change(&registry(at)?, |state| {
+    at.change(|state| {
         let mut facts = Vec::new();
         let last = state.of(&uri).filter(|entry| entry.revoked.is_none()).last();
         match last {
@@ -304,7 +279,7 @@ fn issue(at: &At, wish: &Wish<'_>, gateway: Option<Fact>, renew: bool) -> Result
     })?;
     let Made { chain, key, leaf } = made;
     let action = if renew { "certificate.renew" } else { "certificate.issue" };
-    note(at, action, &uri, serde_json::json!({ "serial": leaf.serial, "until": time_text(leaf.not_after) }))?;
+    at.note(action, &uri, serde_json::json!({ "serial": leaf.serial, "until": time_text(leaf.not_after) }))?;
     // The key first: a certificate without it is worth nothing.
     let mut lines = String::new();
     if let Some(key) = key {
@@ -333,11 +308,11 @@ fn revoke(at: &At, what: &str, kind: Kind, reason: &str) -> Result<(), Exit> {
     let authority = authority::open(&at.folder()).map_err(Exit::failed)?;
     // The number of a certificate is a valid device id as well; whoever it is, the registry knows.
     let uri = kind.subject(what)?.uri(authority.tenant());
-    let registry = registry(at)?;
+    let registry = at.registry()?;
     let now = clock::now();
     let new = registry.change(now, |state| state.revoke(what, &uri, reason)).map_err(Exit::failed)?;
     if !new.is_empty() {
-        note(at, "certificate.revoke", what, serde_json::json!({ "reason": reason }))?;
+        at.note("certificate.revoke", what, serde_json::json!({ "reason": reason }))?;
     }
     let mut text = String::new();
     for line in &new {
@@ -353,11 +328,11 @@ fn revoke(at: &At, what: &str, kind: Kind, reason: &str) -> Result<(), Exit> {
 }
 
 fn admit(at: &At, device: &str) -> Result<(), Exit> {
-    change(&registry(at)?, |state| match state.barred(device) {
+    at.change(|state| match state.barred(device) {
         Some(_) => Ok(vec![Fact::Admitted { device: device.to_owned() }]),
         None => Err(RegistryError::Refused(format!("{device} is not barred"))),
     })?;
-    note(at, "device.admit", device, serde_json::Value::Null)
+    at.note("device.admit", device, serde_json::Value::Null)
 }
 
 fn renew_issuing(at: &At) -> Result<(), Exit> {
@@ -372,7 +347,7 @@ fn export(at: &At, crl: bool, issuing: bool) -> Result<(), Exit> {
     let authority = authority::open(&at.folder()).map_err(Exit::failed)?;
     if crl {
         let now = clock::now();
-        let list = registry(at)?.look(|state| authority.revocations(state.revoked(now), now)).map_err(Exit::failed)?;
+        let list = at.registry()?.look(|state| authority.revocations(state.revoked(now), now)).map_err(Exit::failed)?;
         return print(&list.pem().map_err(Exit::failed)?);
     }
     let text = if issuing { authority.issuing().to_owned() } else { authority.bundle().map_err(Exit::failed)? };
@@ -393,7 +368,7 @@ fn fate(entry: &Entry, standing: Result<(), access::registry::Refusal>, now: Tim
 fn list(at: &At, name: Option<&str>, expiring: Option<Duration>, format: Output) -> Result<(), Exit> {
     let tenant = authority::open(&at.folder()).map_err(Exit::failed)?.tenant().to_owned();
     let now = clock::now();
-    let registry = registry(at)?;
+    let registry = at.registry()?;
     let mut text = String::new();
     let mut items = Vec::new();
     registry.look(|state| {
@@ -434,8 +409,7 @@ fn list(at: &At, name: Option<&str>, expiring: Option<Duration>, format: Output)
 }
 
 fn time_text(time: Timestamp) -> String {
-    let since = Duration::from_nanos(u64::try_from(time.0).unwrap_or(0));
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
+    files::time_text(time.0)
 }
 
 fn day(time: Timestamp) -> String {

@@ -9,6 +9,7 @@ mod ca;
 mod check;
 mod demo;
 mod devices;
+mod files;
 mod flush;
 mod groups;
 mod pipelines;

@@ -1,34 +1,32 @@
 //! `weir provision`
 
 mod batch;
+mod factory;
+mod token;
+mod voucher_key;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use access::audit::{self, Act, COMMAND_LINE};
-use access::registry::{ClaimRule, Fact, Registry, RegistryError, State};
+use access::registry::{ClaimRule, Fact, RegistryError};
 use access::subject::is_name;
+use data_encoding::BASE64;
 use device::id::DeviceId;
+use device::shadow;
 
+use super::files::At;
 use super::{Exit, Output, print};
 use crate::clock;
 
 /// Arguments of `weir provision`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A device without a certificate connects with the claim certificate of its group and asks for one of its own:\n  weir ca issue line-1 --claim --days 30 --out claim/\n  weir provision claim line-1 --allow 'pump-*' --quota 500\n\nWho is not allowed by a rule, nor registered with `weir provision batch`, gets none."
+    after_help = "A device without a certificate connects with the claim certificate of its group and asks for one of its own:\n  weir ca issue line-1 --claim --days 30 --out claim/\n  weir provision claim line-1 --allow 'pump-*' --quota 500\n\nWho is not allowed by a rule, nor registered with `weir provision batch` or `weir provision token`, gets none."
 )]
 pub(super) struct Args {
     #[command(subcommand)]
     command: Action,
-}
-
-#[derive(Debug, clap::Args)]
-struct At {
-    /// Data directory of the engine. The engine may run; it follows by itself.
-    #[arg(long, env = "WEIR_DATA", default_value = "weir-data")]
-    data: PathBuf,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -47,7 +45,7 @@ enum Action {
         /// A label for each of them.
         #[arg(long = "label", value_name = "NAME=VALUE")]
         labels: Vec<String>,
-        /// A file with the JSON that each is told as its first configuration.
+        /// A file with the JSON object that each is wanted to be first.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         #[command(flatten)]
@@ -72,6 +70,25 @@ enum Action {
         after_help = "CSV with a head line, or JSON lines: serial,hw,group,labels[,pubkey]. Labels are `name=value;name=value` in CSV, an object in\nJSON; pubkey is the public key that the device has (PEM, or base64 of its DER form). Each row has a line in the result file."
     )]
     Batch(batch::Args),
+    /// Let one device enrol with a token of its own, which is printed.
+    Token(token::Args),
+    /// Factories whose devices may enrol with the certificates that they were made with: add, list, remove.
+    Factory(factory::Args),
+    /// Keys that sign vouchers, with which devices may enrol: add, list, remove.
+    VoucherKey(voucher_key::Args),
+    /// What devices of a group are wanted to be first, however they enrol; what their claim says counts no more.
+    Config {
+        /// The group.
+        group: String,
+        /// A file with a JSON object.
+        #[arg(required_unless_present = "remove", conflicts_with = "remove")]
+        file: Option<PathBuf>,
+        /// What the claim says counts again.
+        #[arg(long)]
+        remove: bool,
+        #[command(flatten)]
+        at: At,
+    },
     /// Let a device that has a certificate enrol once more with another key, for some time.
     Reopen {
         /// The device.
@@ -91,27 +108,36 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             let labels = labels.iter().map(|text| label(text)).collect::<Result<BTreeMap<_, _>, _>>()?;
             let rule = ClaimRule { group: name(group)?, allow: allow.clone(), quota: *quota, config, labels };
             let detail = serde_json::to_value(&rule).map_err(Exit::failed)?;
-            change(at, |_| Ok(vec![Fact::Claim(rule)]))?;
-            note(at, "provision.claim", group, detail)
+            at.change(|_| Ok(vec![Fact::Claim(rule)]))?;
+            at.note("provision.claim", group, detail)
         }
         Action::Close { group, at } => {
-            change(at, |state| match state.claim(group) {
+            at.change(|state| match state.claim(group) {
                 Some(_) => Ok(vec![Fact::Unclaimed { group: group.clone() }]),
                 None => Err(RegistryError::Refused(format!("group {group} has no claim; see `weir provision list`"))),
             })?;
-            note(at, "provision.close", group, serde_json::Value::Null)
+            at.note("provision.close", group, serde_json::Value::Null)
         }
         Action::List { format, at } => list(at, *format),
         Action::Batch(args) => batch::main(args),
+        Action::Token(args) => token::main(args),
+        Action::Factory(args) => factory::main(args),
+        Action::VoucherKey(args) => voucher_key::main(args),
+        Action::Config { group, file, remove: _, at } => {
+            let config = file.as_deref().map(read_config).transpose()?;
+            let (group, detail) = (name(group)?, config.clone().unwrap_or_default());
+            at.change(|_| Ok(vec![Fact::Config { group: group.clone(), config }]))?;
+            at.note("provision.config", &group, detail)
+        }
         Action::Reopen { device, time, at } => {
             DeviceId::new(device).map_err(|e| Exit::Usage(format!("device {device:?}: {e}")))?;
             let now = clock::now();
             let until = now.plus(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX));
-            change(at, |state| match state.enrolled(device) {
+            at.change(|state| match state.enrolled(device) {
                 Some(_) => Ok(vec![Fact::Reopened { device: device.clone(), until }]),
                 None => Err(RegistryError::Refused(format!("{device} is not enrolled, so nothing keeps it from that"))),
             })?;
-            note(at, "provision.reopen", device, serde_json::json!({ "seconds": time.as_secs() }))
+            at.note("provision.reopen", device, serde_json::json!({ "seconds": time.as_secs() }))
         }
     }
 }
@@ -132,22 +158,23 @@ fn label(text: &str) -> Result<(String, String), Exit> {
 
 fn read_config(path: &std::path::Path) -> Result<serde_json::Value, Exit> {
     let text = std::fs::read_to_string(path).map_err(|e| Exit::Usage(format!("{}: {e}", path.display())))?;
-    serde_json::from_str(&text).map_err(|e| Exit::Usage(format!("{}: {e}", path.display())))
+    // It becomes what is desired of a device.
+    let object: Result<serde_json::Map<_, _>, _> = serde_json::from_str(&text);
+    let object = object.map_err(|e| Exit::Usage(format!("{}: this is no JSON object: {e}", path.display())))?;
+    match shadow::unfit(&object) {
+        Some(wrong) => Err(Exit::Usage(format!("{}: {wrong}", path.display()))),
+        None => Ok(serde_json::Value::Object(object)),
+    }
 }
 
-fn change(at: &At, decide: impl FnOnce(&State) -> Result<Vec<Fact>, RegistryError>) -> Result<(), Exit> {
-    let registry = Registry::open(&at.data).map_err(Exit::failed)?;
-    registry.change(clock::now(), decide).map(drop).map_err(Exit::failed)
-}
-
-fn note(at: &At, action: &str, subject: &str, detail: serde_json::Value) -> Result<(), Exit> {
-    let act = Act::done(COMMAND_LINE, action, subject).detail(detail).from(COMMAND_LINE);
-    audit::add(&at.data, clock::now(), act)
-        .map_err(|e| Exit::Failed(format!("done, but it is not in the audit trail: {e}")))
+/// A public key (SubjectPublicKeyInfo, DER) from PEM, or from base64.
+fn public_key(text: &str) -> Result<Vec<u8>, String> {
+    let body: String = text.lines().filter(|line| !line.starts_with("-----")).map(str::trim).collect();
+    BASE64.decode(body.as_bytes()).map_err(|e| format!("neither PEM nor base64: {e}"))
 }
 
 fn list(at: &At, format: Output) -> Result<(), Exit> {
-    let registry = Registry::open(&at.data).map_err(Exit::failed)?;
+    let registry = at.registry()?;
     let mut text = String::new();
     let mut items = Vec::new();
     registry.look(|state| {

@@ -8,7 +8,8 @@ use access::users::{Held, Wanted};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
 
-use super::users::{At, note, role, time};
+use super::files::{At, time_text};
+use super::users::role;
 use super::{Exit, Output, print};
 use crate::clock;
 
@@ -92,9 +93,9 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             }
         }
         Command::Revoke { id, at } => {
-            let (data, users) = at.open()?;
+            let users = at.users()?;
             let user = users.revoke(clock::now(), id).map_err(Exit::failed)?;
-            note(&data, "token.revoke", &user, json!({ "token": id }))?;
+            at.note("token.revoke", &user, json!({ "token": id }))?;
             print(&format!("the token {id} of {user} is worth nothing any more\n"))
         }
         Command::List { at, format } => list(at, *format),
@@ -107,7 +108,7 @@ fn create(path: &Path) -> Result<std::fs::File, Exit> {
 }
 
 fn make(at: &At, wanted: Wanted, most: Option<&str>) -> Result<String, Exit> {
-    let (data, users) = at.open()?;
+    let users = at.users()?;
     let (mut id, mut secret, mut salt) = ([0; 8], [0; 32], [0; 16]);
     let random = SystemRandom::new();
     for bytes in [&mut id[..], &mut secret[..], &mut salt[..]] {
@@ -116,12 +117,12 @@ fn make(at: &At, wanted: Wanted, most: Option<&str>) -> Result<String, Exit> {
     let (user, expires) = (wanted.user.clone(), wanted.expires.0);
     let made = users.create(clock::now(), wanted, (&id, &secret, &salt));
     let (id, text) = made.map_err(Exit::failed)?;
-    note(&data, "token.create", &user, json!({ "token": id, "role": most, "expires": time(expires) }))?;
+    at.note("token.create", &user, json!({ "token": id, "role": most, "expires": time_text(expires) }))?;
     Ok(text.0)
 }
 
 fn list(at: &At, format: Output) -> Result<(), Exit> {
-    let (_, users) = at.open()?;
+    let users = at.users()?;
     let now = clock::now();
     let all: Vec<(Held, &str)> = users.look(|state| {
         let stands = |held: &Held| match state.principal(&held.token.id, now) {
@@ -135,7 +136,7 @@ fn list(at: &At, format: Output) -> Result<(), Exit> {
             let token = &held.token;
             json!({
                 "id": token.id, "user": token.user, "name": token.name, "role": token.role,
-                "made": time(held.made.0), "expires": time(token.expires), "state": stands,
+                "made": time_text(held.made.0), "expires": time_text(token.expires), "state": stands,
             })
         });
         return print(&format!("{}\n", serde_json::Value::from_iter(all)));
@@ -144,7 +145,7 @@ fn list(at: &At, format: Output) -> Result<(), Exit> {
         let token = &held.token;
         let role = token.role.map_or("-", |role| role.as_str());
         let (id, user, name) = (&token.id, &token.user, &token.name);
-        format!("{id:<16} {user:<20} {role:<9} {stands:<14} {:<20} {name}\n", time(token.expires))
+        format!("{id:<16} {user:<20} {role:<9} {stands:<14} {:<20} {name}\n", time_text(token.expires))
     };
     let lines: String = all.iter().map(line).collect();
     let head = format!("{:<16} {:<20} {:<9} {:<14} {:<20} name", "token", "user", "at most", "state", "expires");

@@ -1,11 +1,9 @@
 //! `weir users`
 
-use std::path::{Path, PathBuf};
-
-use access::audit::{self, Act, COMMAND_LINE};
-use access::users::{Role, Users};
+use access::users::Role;
 use serde_json::json;
 
+use super::files::{At, time_text};
 use super::{Exit, Output, print};
 use crate::clock;
 
@@ -57,35 +55,6 @@ enum Command {
     },
 }
 
-/// On which files.
-#[derive(Debug, clap::Args)]
-pub(super) struct At {
-    /// The data directory; an engine may be running on it.
-    #[arg(long, env = "WEIR_DATA")]
-    data: Option<PathBuf>,
-}
-
-impl At {
-    /// The data directory, which need not be one of an engine yet.
-    pub(super) fn data(&self) -> PathBuf {
-        self.data.clone().unwrap_or_else(|| crate::config::StoreConfig::default().data)
-    }
-
-    pub(super) fn open(&self) -> Result<(PathBuf, Users), Exit> {
-        let data = self.data();
-        let users = Users::open(&data).map_err(Exit::failed)?;
-        Ok((data, users))
-    }
-}
-
-/// Puts what was done into the trail.
-pub(super) fn note(data: &Path, action: &str, subject: &str, detail: serde_json::Value) -> Result<(), Exit> {
-    let who = std::env::var("USER").unwrap_or_else(|_| COMMAND_LINE.to_owned());
-    let act = Act::done(who, action, subject).from(COMMAND_LINE).detail(detail);
-    audit::add(data, clock::now(), act)
-        .map_err(|error| Exit::Failed(format!("it is done, but does not stand in the audit trail: {error}")))
-}
-
 /// The role of a name.
 pub(super) fn role(name: &str) -> Result<Role, Exit> {
     Role::from_name(name).ok_or_else(|| {
@@ -99,28 +68,28 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
     match &args.command {
         Command::Add { name, role: wanted, at } => {
             let role = role(wanted)?;
-            let (data, users) = at.open()?;
+            let users = at.users()?;
             users.add(clock::now(), name, role).map_err(Exit::failed)?;
-            note(&data, "user.add", name, json!({ "role": role.as_str() }))?;
+            at.note("user.add", name, json!({ "role": role.as_str() }))?;
             print(&format!("{name} is {role}; `weir tokens create {name}` makes a token\n"))
         }
         Command::Role { name, role: wanted, at } => {
             let role = role(wanted)?;
-            let (data, users) = at.open()?;
+            let users = at.users()?;
             users.set_role(clock::now(), name, role).map_err(Exit::failed)?;
-            note(&data, "user.role", name, json!({ "role": role.as_str() }))?;
+            at.note("user.role", name, json!({ "role": role.as_str() }))?;
             print(&format!("{name} is {role}\n"))
         }
         Command::Remove { name, at } => {
-            let (data, users) = at.open()?;
+            let users = at.users()?;
             users.remove(clock::now(), name).map_err(Exit::failed)?;
-            note(&data, "user.remove", name, serde_json::Value::Null)?;
+            at.note("user.remove", name, serde_json::Value::Null)?;
             print(&format!("{name} is gone, and so are its tokens\n"))
         }
         Command::List { at, format } => {
-            let (_, users) = at.open()?;
+            let users = at.users()?;
             let all: Vec<(String, Role, String)> = users.look(|state| {
-                state.users().map(|(name, role, since)| (name.to_owned(), role, time(since.0))).collect()
+                state.users().map(|(name, role, since)| (name.to_owned(), role, time_text(since.0))).collect()
             });
             match format {
                 Output::Json => {
@@ -135,10 +104,4 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             }
         }
     }
-}
-
-/// RFC 3339, to the second.
-pub(super) fn time(at: i64) -> String {
-    let since = std::time::Duration::from_nanos(u64::try_from(at).unwrap_or(0));
-    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
 }

@@ -77,6 +77,11 @@ pub struct LimitsConfig {
     pub connections_per_address: usize,
     /// Messages a second that a device with a certificate may publish, a gateway for each device it speaks for; 0: any number.
     pub messages_per_second: u32,
+    /// MQTT packets of any kind a second that a client with a name may send, a gateway for each device it speaks for; each filter of a
+    /// SUBSCRIBE or UNSUBSCRIBE counts like a packet; 0: any number.
+    pub packets_per_second: u32,
+    /// Subscriptions of one MQTT session.
+    pub subscriptions: usize,
     /// Largest MQTT packet.
     #[serde(with = "bytes_text")]
     pub packet: u64,
@@ -91,6 +96,8 @@ pub struct LimitsConfig {
     pub requests_per_address: u32,
     /// HTTP requests a minute of one address whose tokens are not accepted.
     pub failed_logins: u32,
+    /// Requests a minute of one address for a first certificate over HTTP.
+    pub enrolments: u32,
     /// Queries of one user at a time.
     pub queries: usize,
     /// Memory of all queries together.
@@ -110,12 +117,15 @@ impl Default for LimitsConfig {
             connections: crate::limits::CONNECTIONS,
             connections_per_address: crate::limits::CONNECTIONS_PER_ADDRESS,
             messages_per_second: crate::limits::MESSAGES_PER_SECOND,
+            packets_per_second: crate::limits::PACKETS_PER_SECOND,
+            subscriptions: crate::limits::SUBSCRIPTIONS,
             packet: crate::limits::PACKET,
             http_connections: crate::limits::HTTP_CONNECTIONS,
             body: crate::limits::BODY,
             requests_per_user: crate::limits::REQUESTS_PER_USER,
             requests_per_address: crate::limits::REQUESTS_PER_ADDRESS,
             failed_logins: crate::limits::FAILED_LOGINS,
+            enrolments: crate::limits::ENROLMENTS,
             queries: crate::limits::QUERIES,
             query_memory: crate::limits::QUERY_MEMORY,
             query_rows: crate::limits::QUERY_ROWS,
@@ -131,10 +141,12 @@ impl LimitsConfig {
         }
         let counts = [
             ("limits.connections_per_address", self.connections_per_address),
+            ("limits.subscriptions", self.subscriptions),
             ("limits.http_connections", self.http_connections),
             ("limits.requests_per_user", self.requests_per_user as usize),
             ("limits.requests_per_address", self.requests_per_address as usize),
             ("limits.failed_logins", self.failed_logins as usize),
+            ("limits.enrolments", self.enrolments as usize),
             ("limits.queries", self.queries),
         ];
         match counts.iter().find(|(_, count)| *count == 0) {

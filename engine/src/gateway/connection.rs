@@ -169,8 +169,8 @@ pub(crate) struct Connection<I: Ingress, S> {
     last_write: Instant,
     promised_since: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
-    /// Time that the messages up to now take at the rate that is allowed.
-    due: Instant,
+    /// Time that messages, and packets, up to now take at the rates that are allowed.
+    due: [Instant; 2],
     /// Nothing is read before this, because more came than is allowed.
     paced: Option<Instant>,
 }
@@ -229,7 +229,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             last_write: now,
             promised_since: None,
             sleep: None,
-            due: now,
+            due: [now; 2],
             paced: None,
         }
     }
@@ -336,20 +336,30 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             && self.core.incoming.waiting() >= usize::from(self.shared.hub.limits.receive_maximum)
     }
 
-    /// Holds a device to its rate: who has sent more than a second's worth too early is not read until that is made up for.
+    /// Holds a client to its rates: who has sent more than a second's worth too early is not read until that is made up for.
     fn pace(&mut self) {
         const BURST: Duration = Duration::from_secs(1);
-        let messages: u64 = self.counts.received.iter().sum();
-        let rate = u64::from(self.shared.hub.limits.messages_per_second) * self.identity.speaks_for();
-        // A claim asks a few times and goes.
-        let rate = if self.identity.claims().is_some() { rate.min(20) } else { rate };
-        if messages == 0 || rate == 0 || !self.identity.is_strict() {
+        if self.counts.packets() == 0 || !self.identity.is_strict() {
             return;
         }
-        self.due = self.due.max(self.now) + Duration::from_nanos(messages.saturating_mul(1_000_000_000) / rate);
-        if self.due > self.now + BURST {
-            up(&self.shared.hub.metrics.paced);
-            self.paced = Some(self.due - BURST);
+        let limits = &self.shared.hub.limits;
+        let metrics = &self.shared.hub.metrics;
+        // Whoever may only ask asks a few times and goes.
+        let most = if self.identity.asks().is_some() { [20, 100] } else { [u64::from(u32::MAX); 2] };
+        let rates = [
+            (limits.messages_per_second, self.counts.messages(), &metrics.paced),
+            (limits.packets_per_second, self.counts.packets(), &metrics.paced_packets),
+        ];
+        for (((rate, count, paced), most), due) in rates.into_iter().zip(most).zip(&mut self.due) {
+            let rate = (u64::from(rate) * self.identity.speaks_for()).min(most);
+            if count == 0 || rate == 0 {
+                continue;
+            }
+            *due = (*due).max(self.now) + Duration::from_nanos(count.saturating_mul(1_000_000_000) / rate);
+            if *due > self.now + BURST {
+                up(paced);
+                self.paced = self.paced.max(Some(*due - BURST));
+            }
         }
     }
 
@@ -544,6 +554,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             if frame.kind == frame::kind::PUBLISH {
                 self.publish(frame)?;
             } else {
+                self.counts.others += 1;
                 let packet = self.buf.split_to(frame.len);
                 self.packet(frame, packet.get(frame.head..).unwrap_or_default())?;
             }

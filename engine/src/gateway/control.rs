@@ -31,6 +31,22 @@ pub(crate) struct Connect {
     pub(crate) problem_information: bool,
     /// Whether it asked for extended authentication, which there is none of.
     pub(crate) authentication: bool,
+    /// User name and password.
+    pub(crate) login: Option<(String, Password)>,
+}
+
+/// A password, which no `{:?}` shows.
+#[derive(Clone, PartialEq)]
+pub(crate) struct Password(pub(crate) Vec<u8>);
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+fn login(user: Option<&str>, password: Option<&[u8]>) -> Option<(String, Password)> {
+    user.zip(password).map(|(user, password)| (user.to_owned(), Password(password.to_vec())))
 }
 
 /// The message that a client leaves behind.
@@ -159,6 +175,7 @@ pub(crate) fn connect(version: Version, body: &[u8]) -> Result<Connect, Fault> {
                 topic_aliases: 0,
                 problem_information: false,
                 authentication: false,
+                login: login(packet.user_name(), packet.password()),
             }
         }
         Version::V5 if flags & 0xc0 == 0x40 => connect_v5(will_qos, will_retain, &without_password(body)?)?,
@@ -185,6 +202,7 @@ fn connect_v5(will_qos: u8, will_retain: bool, body: &[u8]) -> Result<Connect, F
         topic_aliases: 0,
         problem_information: true,
         authentication: false,
+        login: login(packet.user_name(), packet.password()),
     };
     check_strings(packet.props())?;
     for property in packet.props() {
@@ -241,8 +259,8 @@ fn connect_v5(will_qos: u8, will_retain: bool, body: &[u8]) -> Result<Connect, F
     Ok(connect)
 }
 
-/// A CONNECT without its password. MQTT 5 allows a password without a user name, the library does not; nobody here
-/// looks at passwords.
+/// A CONNECT without its password. MQTT 5 allows a password without a user name, the library does not; here one alone says
+/// nothing.
 fn without_password(body: &[u8]) -> Result<Vec<u8>, Fault> {
     // Name, level, flags, keep alive.
     let mut rest = body.get(10..).ok_or(Fault::malformed("the packet ends too early"))?;

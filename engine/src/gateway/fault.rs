@@ -12,6 +12,7 @@ pub(crate) mod code {
     pub(crate) const IMPLEMENTATION: u8 = 0x83;
     pub(crate) const VERSION: u8 = 0x84;
     pub(crate) const CLIENT_ID: u8 = 0x85;
+    pub(crate) const BAD_LOGIN: u8 = 0x86;
     pub(crate) const NOT_AUTHORIZED: u8 = 0x87;
     pub(crate) const BUSY: u8 = 0x89;
     pub(crate) const SHUTTING_DOWN: u8 = 0x8B;
@@ -26,6 +27,7 @@ pub(crate) mod code {
     pub(crate) const TOO_LARGE: u8 = 0x95;
     pub(crate) const QUOTA: u8 = 0x97;
     pub(crate) const PAYLOAD_FORMAT: u8 = 0x99;
+    pub(crate) const CONNECTION_RATE: u8 = 0x9F;
 }
 
 /// Something a peer must not send: the reason code for MQTT 5, and the words for it.

@@ -3,11 +3,12 @@
 //! Anybody, on a loopback port that was opened on purpose, may do everything, so the gateway is also an ordinary MQTT
 //! broker. A device, known by its certificate, may do what the table of topics gives it under its own id (and under those
 //! of its children, if it is a gateway), and nothing else; one whose certificate has expired may ask for the next, on a listener of
-//! its own. Whoever has the claim certificate of a group may ask for a device's.
+//! its own. Whoever has the claim certificate of a group, or one of a factory, may ask for a device's.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use access::origin::Factory;
 use access::subject::Subject;
 use access::users::Role;
 use device::id::DeviceId;
@@ -56,29 +57,72 @@ enum Kind {
     User(Arc<User>),
     /// A device that has only its group's certificate, and may ask for one of its own.
     Claim(Arc<Claim>),
+    /// A device that has only its factory's certificate, and may ask for one of ours.
+    Factory(Arc<Made>),
+}
+
+/// Who may ask for a first certificate over a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Asker {
+    /// Whoever has the claim certificate of this group.
+    Claim(String),
+    /// A device with a certificate of a factory.
+    Factory {
+        /// Which factory.
+        name: String,
+        /// The serial number in the certificate.
+        device: String,
+    },
+}
+
+impl Asker {
+    /// What stands in its topics.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Claim(name) | Self::Factory { name, .. } => name,
+        }
+    }
+}
+
+impl std::fmt::Display for Asker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Claim(group) => write!(f, "claim {group}"),
+            Self::Factory { name, .. } => write!(f, "factory {name}"),
+        }
+    }
+}
+
+/// What the certificate of a factory says, and by which rule.
+#[derive(Debug, PartialEq, Eq)]
+struct Made {
+    factory: Factory,
+    asker: Asker,
+    device: String,
+}
+
+/// Whether a topic is this one of those that serve for asking.
+fn is_asking(topic: &str, name: &str, what: &str) -> bool {
+    let rest = topic.strip_prefix("provisioning/").and_then(|rest| rest.strip_prefix(name));
+    rest.and_then(|rest| rest.strip_prefix('/')) == Some(what)
 }
 
 /// What the certificate of a claim says.
 #[derive(Debug, PartialEq, Eq)]
 struct Claim {
     group: String,
+    asker: Asker,
     subject: Subject,
     serial: String,
 }
 
-/// What a user's certificate says, and the role that the user has.
+/// What a user's certificate or token says, and the role that the user has.
 #[derive(Debug, PartialEq, Eq)]
 struct User {
     subject: Subject,
-    serial: String,
+    /// The number of the certificate, or else the id of the token.
+    shown: Result<String, String>,
     role: Role,
-}
-
-impl Claim {
-    fn is(&self, topic: &str, what: &str) -> bool {
-        let rest = topic.strip_prefix("provisioning/").and_then(|rest| rest.strip_prefix(self.group.as_str()));
-        rest.and_then(|rest| rest.strip_prefix('/')) == Some(what)
-    }
 }
 
 /// What a device's certificate, and the registry, say of it.
@@ -155,18 +199,55 @@ impl Identity {
 
     /// Somebody who showed the claim certificate with this number.
     pub fn claim(group: String, serial: String) -> Self {
-        Self { kind: Kind::Claim(Arc::new(Claim { subject: Subject::Claim(group.clone()), group, serial })) }
+        let (subject, asker) = (Subject::Claim(group.clone()), Asker::Claim(group.clone()));
+        Self { kind: Kind::Claim(Arc::new(Claim { subject, asker, group, serial })) }
     }
 
     /// A user who showed the certificate with this number.
     pub fn user(name: String, serial: String, role: Role) -> Self {
-        Self { kind: Kind::User(Arc::new(User { subject: Subject::User(name), serial, role })) }
+        Self { kind: Kind::User(Arc::new(User { subject: Subject::User(name), shown: Ok(serial), role })) }
     }
 
-    /// The group whose claim it has, if it is nobody else yet.
-    pub fn claims(&self) -> Option<&str> {
+    /// A user who showed the token with this id.
+    pub fn token_user(name: String, token: String, role: Role) -> Self {
+        Self { kind: Kind::User(Arc::new(User { subject: Subject::User(name), shown: Err(token), role })) }
+    }
+
+    /// The id of its token, if it has shown that.
+    pub fn token(&self) -> Option<&str> {
         match &self.kind {
-            Kind::Claim(claim) => Some(&claim.group),
+            Kind::User(user) => user.shown.as_ref().err().map(String::as_str),
+            _ => None,
+        }
+    }
+
+    /// The name in what it has shown; none: it has shown nothing, or what is not ours.
+    pub fn name(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::User(user) => Some(user.subject.name()),
+            _ => self.certificate().map(|(_, subject)| subject.name()),
+        }
+    }
+
+    /// Somebody who showed a certificate of this factory, which is that of this device.
+    pub fn factory(factory: Factory, device: String) -> Self {
+        let asker = Asker::Factory { name: factory.name.clone(), device: device.clone() };
+        Self { kind: Kind::Factory(Arc::new(Made { factory, asker, device })) }
+    }
+
+    /// Who it asks as, if asking for a certificate is all that it may do.
+    pub(crate) fn asks(&self) -> Option<&Asker> {
+        match &self.kind {
+            Kind::Claim(claim) => Some(&claim.asker),
+            Kind::Factory(made) => Some(&made.asker),
+            _ => None,
+        }
+    }
+
+    /// The factory whose certificate it has, and the device that is named there.
+    pub fn made(&self) -> Option<(&Factory, &str)> {
+        match &self.kind {
+            Kind::Factory(made) => Some((&made.factory, &made.device)),
             _ => None,
         }
     }
@@ -175,6 +256,7 @@ impl Identity {
     pub fn session<'c>(&self, client_id: &'c str) -> std::borrow::Cow<'c, str> {
         match &self.kind {
             Kind::Claim(claim) => format!("claim/{}/{client_id}", claim.group).into(),
+            Kind::Factory(made) => format!("factory/{}/{}/{client_id}", made.factory.name, made.device).into(),
             Kind::User(user) => format!("user/{}/{client_id}", user.subject.name()).into(),
             // Whoever shows a certificate that has expired ends nobody's connection.
             Kind::Device(card) if card.recovers => format!("recovery/{}", card.id).into(),
@@ -185,10 +267,10 @@ impl Identity {
     /// The number of its certificate, and whom that is for.
     pub fn certificate(&self) -> Option<(&str, &Subject)> {
         match &self.kind {
-            Kind::Anonymous => None,
-            Kind::Device(card) => Some((&card.serial, &card.subject)),
-            Kind::Claim(claim) => Some((&claim.serial, &claim.subject)),
-            Kind::User(user) => Some((&user.serial, &user.subject)),
+            Kind::Anonymous | Kind::Factory(_) => None,
+            Kind::Device(card) => Some((card.serial.as_str(), &card.subject)),
+            Kind::Claim(claim) => Some((claim.serial.as_str(), &claim.subject)),
+            Kind::User(user) => user.shown.as_ref().ok().map(|serial| (serial.as_str(), &user.subject)),
         }
     }
 
@@ -197,6 +279,7 @@ impl Identity {
         match &self.kind {
             Kind::Anonymous => "",
             Kind::Claim(_) => "claim",
+            Kind::Factory(_) => "factory",
             Kind::User(user) => user.role.as_str(),
             Kind::Device(card) if card.children.is_empty() => "device",
             Kind::Device(_) => "gateway",
@@ -206,7 +289,7 @@ impl Identity {
     /// For how many devices it speaks.
     pub fn speaks_for(&self) -> u64 {
         match &self.kind {
-            Kind::Anonymous | Kind::Claim(_) | Kind::User(_) => 1,
+            Kind::Anonymous | Kind::Claim(_) | Kind::Factory(_) | Kind::User(_) => 1,
             Kind::Device(card) => 1 + card.children.len() as u64,
         }
     }
@@ -214,7 +297,7 @@ impl Identity {
     /// The only client identifier it may have.
     pub fn client_id(&self) -> Option<&str> {
         match &self.kind {
-            Kind::Anonymous | Kind::Claim(_) | Kind::User(_) => None,
+            Kind::Anonymous | Kind::Claim(_) | Kind::Factory(_) | Kind::User(_) => None,
             Kind::Device(card) => Some(card.id.as_str()),
         }
     }
@@ -228,7 +311,8 @@ impl Identity {
     pub fn may_publish(&self, topic: &str) -> bool {
         match &self.kind {
             Kind::Anonymous => !OWN.contains(&topic.split('/').next().unwrap_or_default()),
-            Kind::Claim(claim) => claim.is(topic, "req"),
+            Kind::Claim(claim) => is_asking(topic, &claim.group, "req"),
+            Kind::Factory(made) => is_asking(topic, &made.factory.name, "req"),
             // What devices say only they say, and what they are told goes through the API, which asks for the role and notes it.
             Kind::User(user) => {
                 let first = topic.split('/').next().unwrap_or_default();
@@ -245,7 +329,7 @@ impl Identity {
     pub fn may_retain(&self, topic: &str) -> bool {
         match &self.kind {
             Kind::Anonymous => true,
-            Kind::Claim(_) => false,
+            Kind::Claim(_) | Kind::Factory(_) => false,
             Kind::User(_) => self.may_publish(topic),
             Kind::Device(card) => card.own(topic) == Some("status"),
         }
@@ -255,7 +339,8 @@ impl Identity {
     pub fn may_subscribe(&self, filter: &str) -> bool {
         match &self.kind {
             Kind::Anonymous => true,
-            Kind::Claim(claim) => claim.is(filter, "res"),
+            Kind::Claim(claim) => is_asking(filter, &claim.group, "res"),
+            Kind::Factory(made) => is_asking(filter, &made.factory.name, "res"),
             Kind::User(user) => user.role >= Role::Admin || !filter.split('/').any(|level| level == "$engine"),
             Kind::Device(card) if card.recovers => card.itself(filter) == Some(RENEWED),
             Kind::Device(card) => card.own(filter).is_some_and(|rest| {
@@ -272,6 +357,7 @@ impl std::fmt::Display for Identity {
             Kind::Anonymous => f.write_str("anonymous"),
             Kind::Device(card) => card.subject.fmt(f),
             Kind::Claim(claim) => claim.subject.fmt(f),
+            Kind::Factory(made) => write!(f, "device {} of factory {}", made.device, made.factory.name),
             Kind::User(user) => user.subject.fmt(f),
         }
     }
@@ -403,6 +489,29 @@ mod tests {
             assert!(!claim.may_subscribe(filter), "{filter}");
         }
         assert_eq!(claim.session("g"), "claim/g/g", "no device can have this name");
+    }
+
+    #[test]
+    fn a_device_of_a_factory_may_ask_and_nothing_else() {
+        let factory = Factory {
+            name: "f".into(),
+            ca: String::new(),
+            group: "g".into(),
+            id_from: access::origin::IdFrom::Cn,
+            allow: vec!["*".into()],
+            quota: None,
+        };
+        let made = Identity::factory(factory, "a".into());
+        assert!(made.may_publish("provisioning/f/req") && made.may_subscribe("provisioning/f/res"));
+        for topic in ["provisioning/g/req", "provisioning/f/res", "devices/a/telemetry", "devices/a/status", "x"] {
+            assert!(!made.may_publish(topic) && !made.may_retain(topic), "{topic}");
+        }
+        for filter in ["provisioning/f/req", "provisioning/+/res", "devices/a/#", "#"] {
+            assert!(!made.may_subscribe(filter), "{filter}");
+        }
+        assert_eq!((made.certificate(), made.client_id(), made.speaks_for()), (None, None, 1));
+        assert!(made.is_strict());
+        assert_eq!(made.session("b"), "factory/f/a/b", "no device can have this name, nor another one of the factory");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::connection::{Boxed, Connection, End, Wait};
 use super::fault::{Fault, code};
 use super::frame::{Frame, Version, kind};
 use super::hub::Hub;
+use super::identity::Asker;
 use super::incoming::{Arrival, Verdict};
 use super::message::{Delivery, Message};
 use super::metrics::up;
@@ -184,10 +185,10 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                     credit,
                 });
             }
-            Target::Provisioning(group) => {
+            Target::Provisioning(asker) => {
                 up(&self.shared.hub.metrics.to_live);
-                let group = group.clone();
-                self.provision(group, payload, ticket);
+                let asker = asker.clone();
+                self.provision(asker, payload, ticket);
             }
             Target::Renewal(device) => {
                 up(&self.shared.hub.metrics.to_live);
@@ -210,10 +211,11 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
     }
 
     /// Hands a request for a first certificate on.
-    fn provision(&self, group: String, payload: Bytes, ticket: Option<u64>) {
+    fn provision(&self, asker: Asker, payload: Bytes, ticket: Option<u64>) {
         let Some(guard) = self.shared.guard.clone() else { return };
-        let topic = format!("provisioning/{group}/res");
-        let answer = guard.provision(group, self.number, self.peer, payload);
+        let topic = format!("provisioning/{}/res", asker.name());
+        let answered = guard.provision(Some((asker, self.number)), self.peer, payload);
+        let answer = async move { answered.await.map(|answered| answered.bytes()).unwrap_or_default() };
         self.answer_when_decided(topic, 1, ticket, answer);
     }
 

@@ -12,6 +12,9 @@ pub struct Limits {
     /// Messages per second that a device with a certificate may publish, for itself and for each of its children; 0: any. Its
     /// socket is not read when it publishes more.
     pub messages_per_second: u32,
+    /// Packets of any kind per second that a client with a name may send, a gateway for itself and for each of its children; 0: any.
+    /// Its socket is not read when it sends more.
+    pub packets_per_second: u32,
     /// TLS handshakes at one time: they burn CPU before anybody has proved who they are.
     pub handshakes: usize,
     /// A TLS handshake takes two round trips; a 2G link needs seconds for that, an attacker takes for ever.
@@ -59,6 +62,7 @@ impl Default for Limits {
             connections: 100_000,
             connections_per_address: 20_000,
             messages_per_second: 2000,
+            packets_per_second: 10_000,
             handshakes: 1024,
             handshake: Duration::from_secs(10),
             connect: Duration::from_secs(8),

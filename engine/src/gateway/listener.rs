@@ -93,7 +93,7 @@ pub(crate) async fn accept<I: Ingress>(door: Arc<Door<I>>, listener: TcpListener
                 up(&metrics.connections);
                 match way {
                     Way::Plain => {
-                        let entry = (Ok(Identity::anonymous()), 0);
+                        let entry = (Ok(Some(Identity::anonymous())), 0);
                         opening::serve(door.shared.clone(), stream, entry, Some(peer)).await;
                     }
                     Way::Secure(tls) => handshake(&door, stream, peer, (&tls, false)).await,
@@ -136,12 +136,12 @@ async fn handshake<I: Ingress>(
     let guard = door.shared.guard.as_ref();
     // In this order: what changes while it is asked is seen by the connection.
     let revision = guard.map_or(0, |guard| guard.revision());
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let entry = match (guard, certificate) {
-        (Some(guard), Some(certificate)) if recovery => guard.identify_expired(certificate),
-        (Some(guard), Some(certificate)) => guard.identify(certificate),
+    let entry = match (guard, stream.get_ref().1.peer_certificates()) {
+        (Some(guard), Some([certificate, ..])) if recovery => guard.identify_expired(certificate).map(Some),
+        (Some(guard), Some(chain)) => guard.identify_chain(chain).map(Some),
+        (Some(guard), None) if !recovery && guard.takes_tokens() => Ok(None),
         // The verifier has let in somebody without a certificate because nobody has to have one.
-        _ => Ok(Identity::anonymous()),
+        _ => Ok(Some(Identity::anonymous())),
     };
     if let (Some(guard), Err(why)) = (guard, &entry) {
         guard.turned_away(peer, why.code());

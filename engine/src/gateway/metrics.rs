@@ -67,7 +67,10 @@ counters! {
     bytes_out => "weir_mqtt_bytes_total", "direction=\"out\"";
     protocol_errors => "weir_mqtt_protocol_errors_total", "";
     keep_alive_timeouts => "weir_mqtt_keep_alive_timeouts_total", "";
-    paced => "weir_mqtt_rate_limited_total", "";
+    paced => "weir_mqtt_rate_limited_total", "limit=\"messages\"";
+    paced_packets => "weir_mqtt_rate_limited_total", "limit=\"packets\"";
+    packets => "weir_mqtt_packets_total", "";
+    subscriptions_refused => "weir_mqtt_subscriptions_refused_total", "";
     stalls => "weir_mqtt_credit_stalls_total", "";
     bus_messages => "weir_mqtt_bus_messages_total", "";
     bus_restarts => "weir_mqtt_bus_restarts_total", "";
@@ -130,6 +133,8 @@ pub(crate) fn down(counter: &AtomicU64) {
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) received: [u64; 3],
+    /// Packets that are no messages; each filter of a SUBSCRIBE counts like one more.
+    pub(crate) others: u64,
     pub(crate) acknowledged: u64,
     pub(crate) delivered: u64,
     pub(crate) bytes_in: u64,
@@ -137,12 +142,23 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// PUBLISH packets.
+    pub(crate) fn messages(&self) -> u64 {
+        self.received.iter().sum()
+    }
+
+    /// Packets of any kind.
+    pub(crate) fn packets(&self) -> u64 {
+        self.messages() + self.others
+    }
+
     pub(crate) fn hand_in(&mut self, metrics: &GatewayMetrics) {
         let [zero, one, two] = self.received;
         for (value, counter) in [
             (zero, &metrics.received_0),
             (one, &metrics.received_1),
             (two, &metrics.received_2),
+            (self.packets(), &metrics.packets),
             (self.acknowledged, &metrics.acknowledged),
             (self.delivered, &metrics.delivered),
             (self.bytes_in, &metrics.bytes_in),

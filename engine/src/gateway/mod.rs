@@ -62,7 +62,10 @@ mod trie;
 mod tests;
 
 pub(crate) use connection::Peer;
+pub(crate) use control::Password;
+pub(crate) use fault::{Fault, code};
 pub use hub::Hub;
+pub(crate) use identity::Asker;
 pub use identity::Identity;
 pub use limits::Limits;
 pub use metrics::GatewayMetrics;

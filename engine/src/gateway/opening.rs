@@ -21,14 +21,14 @@ use super::message::Message;
 use super::metrics::up;
 use super::reply::{self, Granted};
 use super::route::{self, Target};
-use crate::guard::{Guard, NoEntry};
+use crate::guard::NoEntry;
 
 /// A CONNECT is at most this long: a will of a packet's size would otherwise be read from anybody.
 const CONNECT_PACKET: usize = 128 * 1024;
 
-/// What is known of somebody before the first packet: who it is, or why a certificate opens nothing; and the guard's
-/// revision at a time before it was asked.
-pub(crate) type Entry = (Result<Identity, NoEntry>, u64);
+/// What is known of somebody before the first packet: who it is, nothing as long as no token was shown, or why a certificate opens
+/// nothing; and the guard's revision at a time before it was asked.
+pub(crate) type Entry = (Result<Option<Identity>, NoEntry>, u64);
 
 /// Serves one connection from its first byte to its last.
 pub(crate) async fn serve<I, S>(shared: Arc<Shared<I>>, mut io: S, (entry, revision): Entry, peer: Peer)
@@ -47,12 +47,15 @@ where
         Some(Err(_)) => return up(&metrics.refused_timeout),
     };
     let (version, most) = (connect.version, connect.maximum_packet as usize);
-    let identity = match entry {
+    let known = match (entry, &shared.guard) {
+        (Ok(Some(identity)), _) => Ok(identity),
+        (Ok(None), Some(guard)) => guard.log_in(connect.login.as_ref(), peer).await,
+        (Ok(None), None) => Err(Fault::new(code::BAD_LOGIN, "nobody here knows tokens")),
+        (Err(why), _) => Err(Fault::new(code::NOT_AUTHORIZED, why.text())),
+    };
+    let identity = match known {
         Ok(identity) => identity,
-        Err(why) => {
-            let fault = Fault::new(code::NOT_AUTHORIZED, why.text());
-            return refuse(&shared, &mut io, (version, fault), most).await;
-        }
+        Err(fault) => return refuse(&shared, &mut io, (version, fault), most).await,
     };
     let (connect, assigned) = match admit(&shared, &identity, connect) {
         Ok(connect) => connect,
@@ -191,12 +194,10 @@ fn admit<I: Ingress>(
 /// Notes that a certificate is in use, before its holder is told that it is in: else it could lapse all the same.
 async fn came_in<I: Ingress>(shared: &Shared<I>, identity: &Identity) -> Result<(), Fault> {
     let Some(guard) = shared.guard.clone().filter(|guard| guard.awaits(identity)) else { return Ok(()) };
-    let identity = identity.clone();
-    let noted = tokio::task::spawn_blocking(move || Guard::came_in(&guard, &identity)).await;
-    match noted {
-        Ok(Ok(())) => Ok(()),
-        failed => {
-            tracing::error!(?failed, "the first use of a certificate cannot be noted");
+    match guard.came_in(identity).await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            tracing::error!(%error, "the first use of a certificate cannot be noted");
             Err(Fault::new(code::BUSY, "the registry of certificates cannot be written; try again"))
         }
     }
@@ -218,8 +219,10 @@ where
     let metrics = &shared.hub.metrics;
     up(match fault.code {
         code::VERSION => &metrics.refused_version,
-        code::CLIENT_ID | code::NOT_AUTHORIZED | code::AUTH_METHOD => &metrics.refused_identity,
-        code::BUSY | code::QUOTA | code::SHUTTING_DOWN | code::TAKEN_OVER => &metrics.refused_busy,
+        code::CLIENT_ID | code::NOT_AUTHORIZED | code::AUTH_METHOD | code::BAD_LOGIN => &metrics.refused_identity,
+        code::BUSY | code::CONNECTION_RATE | code::QUOTA | code::SHUTTING_DOWN | code::TAKEN_OVER => {
+            &metrics.refused_busy
+        }
         _ => &metrics.refused_protocol,
     });
     // 3.1.1 forbids an answer to a malformed CONNECT.

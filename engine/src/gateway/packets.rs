@@ -12,6 +12,7 @@ use super::fault::{Fault, code};
 use super::frame::{Frame, Version, kind};
 use super::limits::OUT_HIGH;
 use super::message::Delivery;
+use super::metrics::up;
 use super::outgoing::{Dropped, Next};
 use super::publish::Outgoing;
 use super::topic::{self, Filter, NoFilter};
@@ -70,6 +71,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
 
     fn subscribe(&mut self, subscribe: &control::Subscribe) -> Result<(), End> {
         self.answer_fits(subscribe.filters.len())?;
+        self.counts.others += subscribe.filters.len() as u64;
         let hub = self.shared.hub.clone();
         let mut codes = Vec::with_capacity(subscribe.filters.len());
         let mut denied = None;
@@ -92,7 +94,10 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                 continue;
             }
             match hub.subscribe(&self.session, &mut self.core, text, &filter, *options, subscribe.id) {
-                Err(code) => codes.push(code),
+                Err(code) => {
+                    up(&hub.metrics.subscriptions_refused);
+                    codes.push(code);
+                }
                 Ok(new) => {
                     codes.push(options.qos);
                     if let Some(device) = route::listener(filter.path) {
@@ -144,6 +149,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
 
     fn unsubscribe(&mut self, unsubscribe: &control::Unsubscribe) -> Result<(), End> {
         self.answer_fits(unsubscribe.filters.len())?;
+        self.counts.others += unsubscribe.filters.len() as u64;
         let hub = self.shared.hub.clone();
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
         for text in &unsubscribe.filters {

@@ -84,5 +84,5 @@ pub async fn serve<I, S>(
 {
     let (phase, leaving) = (AtomicU8::new(RUNNING), CancellationToken::new());
     let shared = Arc::new(Shared { hub, ingress, clock, random, phase, guard: None, leaving });
-    opening::serve(shared, stream, (Ok(Identity::anonymous()), 0), None).await;
+    opening::serve(shared, stream, (Ok(Some(Identity::anonymous())), 0), None).await;
 }

@@ -73,6 +73,7 @@ pub(crate) fn connack_refused(version: Version, reason: u8, text: &str, limit: u
         (Version::V5, reason) => reason,
         (Version::V3, code::VERSION) => 1,
         (Version::V3, code::CLIENT_ID) => 2,
+        (Version::V3, code::BAD_LOGIN) => 4,
         (Version::V3, code::NOT_AUTHORIZED) => 5,
         // 3.1.1 knows no other words: the server is unavailable (to this client).
         (Version::V3, _) => 3,

@@ -13,7 +13,7 @@ use device::shadow;
 
 use super::fanout::Interest;
 use super::hub::{self, Hub};
-use super::identity::Identity;
+use super::identity::{Asker, Identity};
 use super::limits::ROUTES;
 
 /// Where a topic leads.
@@ -28,8 +28,8 @@ pub(crate) enum Target {
         reason: Reason,
         text: String,
     },
-    /// To whoever gives first certificates to devices of this group.
-    Provisioning(String),
+    /// To whoever gives first certificates.
+    Provisioning(Asker),
     /// To whoever gives devices their next certificates.
     Renewal(DeviceId),
     /// To whoever is subscribed.
@@ -50,8 +50,8 @@ pub(crate) fn target(topic: &str, identity: &Identity) -> Target {
     if !identity.may_publish(topic) {
         return Target::Denied;
     }
-    if let Some(group) = identity.claims() {
-        return Target::Provisioning(group.to_owned());
+    if let Some(asker) = identity.asks() {
+        return Target::Provisioning(asker.clone());
     }
     let Some(rest) = topic.strip_prefix("devices/") else { return Target::Live };
     let (sender, channel) = rest.split_once('/').unwrap_or((rest, ""));

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use access::leaf::Leaf;
-use access::registry::Registry;
+use access::registry::{Refusal, Registry};
 use access::subject::Subject;
 
 use super::guard::Certificates;
@@ -27,7 +27,10 @@ pub fn certificates(registry: Arc<Registry>, tenant: String, clock: Clock) -> Ce
         let Some(Subject::User(name)) = Subject::parse(uri, &tenant) else {
             return Err(other("this certificate is not one of a user; HTTP takes those, or a token"));
         };
-        let standing = registry.look(|state| state.standing(&leaf.serial, None, now));
+        let standing = registry.look(|state| match state.issued(&leaf) {
+            true => state.standing(&leaf.serial, None, now),
+            false => Err(Refusal::Unknown),
+        });
         standing.map_err(|refusal| (refusal.code().to_owned(), refusal.to_string()))?;
         Ok(name)
     })

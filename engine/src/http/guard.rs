@@ -3,9 +3,6 @@
 //! Before: the address and whoever asks may not ask too often, who it is is found out by a token or a certificate, and its role is
 //! held against that of the route. After: what changed something stands in the audit trail before the answer goes out, also
 //! if the client has gone away meanwhile.
-//!
-//! A token is verified by Argon2id once, then it is known by its SHA-256 for a while; so checking many requests costs
-//! nothing, and inventing tokens costs the one who does it his address's patience and us two computations at a time.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,34 +10,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use access::audit::{Act, Audit, Outcome};
-use access::users::{Principal, Refusal, Role, Users};
+use access::users::{Principal, Role};
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use parking_lot::Mutex;
-use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::problem::{Problem, Reason};
-use super::rates::Rates;
 use crate::clock::Clock;
 use crate::config::LimitsConfig;
-
-/// How long a token that was verified is known by its SHA-256. Whether it is revoked or expired is looked at each time.
-const KNOWN_FOR: Duration = Duration::from_secs(300);
-
-/// Tokens that are known at a time.
-const KNOWN: usize = 1024;
-
-/// Verifications at a time: each takes a core for tens of milliseconds, and 19 MiB.
-const VERIFYING: usize = 2;
-
-/// How long a request waits for its turn to be verified.
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::login::{Login, NoLogin, PATIENCE};
+use crate::rates::Rates;
 
 /// How long a client may take to send the body of its request.
 const BODY_TIME: Duration = Duration::from_secs(30);
@@ -55,6 +39,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Its certificate in DER form, verified against those to trust.
     pub certificate: Option<Arc<[u8]>>,
+    /// Whether nobody else can read along.
+    pub secure: bool,
 }
 
 /// Whose a certificate is: the name of the user, or why it is nobody's, as a code and a text.
@@ -91,15 +77,13 @@ pub(super) struct Rule {
 pub struct Guard {
     /// Whether anybody has to say who it is.
     required: bool,
-    users: Arc<Users>,
+    login: Arc<Login>,
     audit: Arc<Audit>,
     certificates: Option<Certificates>,
     clock: Clock,
     limits: LimitsConfig,
     stop: CancellationToken,
-    known: Mutex<HashMap<[u8; 32], (String, Instant)>>,
-    verifying: Semaphore,
-    failures: Rates<IpAddr>,
+    enrolments: Rates<IpAddr>,
     by_address: Rates<IpAddr>,
     by_user: Rates<String>,
     queries: Mutex<HashMap<String, usize>>,
@@ -127,23 +111,23 @@ impl Guard {
     /// `required`: whether users have to say who they are. Without, everybody may do everything.
     pub fn new(
         required: bool,
-        (users, audit): (Arc<Users>, Arc<Audit>),
+        (login, audit): (Arc<Login>, Arc<Audit>),
         certificates: Option<Certificates>,
         limits: &LimitsConfig,
         (clock, stop): (Clock, CancellationToken),
     ) -> Self {
         let per_second = |rate: u32| Rates::new(f64::from(rate), f64::from(rate) * 2.0);
-        let failed = f64::from(limits.failed_logins);
         Self {
             required,
-            users,
+            login,
             audit,
             certificates,
             clock,
             stop,
-            known: Mutex::default(),
-            verifying: Semaphore::new(VERIFYING),
-            failures: Rates::new(failed / 60.0, failed),
+            enrolments: {
+                let most = f64::from(limits.enrolments);
+                Rates::new(most / 60.0, most)
+            },
             by_address: {
                 let rate = limits.requests_per_address;
                 Rates::new(f64::from(rate), f64::from(rate) * 2.0)
@@ -157,6 +141,25 @@ impl Guard {
     /// The trail.
     pub(super) fn audit(&self) -> &Arc<Audit> {
         &self.audit
+    }
+
+    /// Whether somebody may ask for a first certificate without any other sign of who it is.
+    pub(super) fn may_enrol(&self, peer: &Peer) -> Result<(), Problem> {
+        if self.required && !peer.secure {
+            let text =
+                "a token or a voucher goes over TLS only: let [http] listen with `tls = true`, or connect to mqtts";
+            return Err(Problem::new(StatusCode::FORBIDDEN, text));
+        }
+        let (address, now) = (peer.address.ip(), Instant::now());
+        self.login.may_try(address).map_err(|wait| too_many(FAILURES, wait))?;
+        self.enrolments.take(address, now).map_err(|wait| {
+            too_many(format!("{address} asks for certificates more often than limits.enrolments allows"), wait)
+        })
+    }
+
+    /// What somebody showed to be let enrol is worth nothing.
+    pub(super) fn enrolment_failed(&self, peer: &Peer) {
+        self.login.failed(peer.address.ip());
     }
 
     /// Counts a query of this user while what is given lives.
@@ -188,7 +191,7 @@ impl Guard {
                 let code = if code == "revoked" { "revoked" } else { "certificate" };
                 unknown(text, code, "anonymous")
             })?;
-            let found = self.users.look(|state| state.named(&name));
+            let found = self.login.users().look(|state| state.named(&name));
             let Principal { name, role } =
                 found.map_err(|refusal| unknown(refusal.to_string(), refusal.code(), &name))?;
             return Ok(Who { name: Some(name), role });
@@ -201,57 +204,15 @@ impl Guard {
         let id = access::users::parts(token).map(|(id, _)| id.to_owned());
         // Whose token it is said to be: what was refused is told by its id, never by its text.
         let claimed = id.map_or_else(|| "anonymous".to_owned(), |id| format!("token {id}"));
-        match self.principal(token, peer.address.ip()).await {
+        match self.login.principal(token, peer.address.ip()).await {
             Ok(Principal { name, role }) => Ok(Who { name: Some(name), role }),
-            Err(Denied::Refused(refusal)) => Err(unknown(refusal.to_string(), refusal.code(), &claimed)),
-            Err(Denied::Later(problem)) => Err((problem, claimed, "too_many_failures")),
-        }
-    }
-
-    async fn principal(&self, token: &str, address: IpAddr) -> Result<Principal, Denied> {
-        let mut key = [0; 32];
-        key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
-        let now = Instant::now();
-        let known = self.known.lock().get(&key).filter(|(_, until)| *until > now).map(|(id, _)| id.clone());
-        if let Some(id) = known {
-            return self.users.look(|state| state.principal(&id, (self.clock)())).map_err(Denied::Refused);
-        }
-        self.failures.look(address, now).map_err(|wait| {
-            let text = "too many requests of this address had tokens that are not accepted (limits.failed_logins)";
-            Denied::Later(too_many(text, wait))
-        })?;
-        let verified = self.verify(token).await?;
-        if verified.is_err() {
-            let _ = self.failures.take(address, now);
-        }
-        let principal = verified.map_err(Denied::Refused)?;
-        if let Some((id, _)) = access::users::parts(token) {
-            let mut known = self.known.lock();
-            if known.len() >= KNOWN {
-                known.retain(|_, (_, until)| *until > now);
+            Err(NoLogin::Refused(refusal)) => Err(unknown(refusal.to_string(), refusal.code(), &claimed)),
+            Err(NoLogin::TooOften(wait)) => Err((too_many(FAILURES, wait), claimed, "too_many_failures")),
+            Err(NoLogin::Busy) => {
+                let problem = too_many("too many tokens are being verified now; try again", PATIENCE);
+                Err((problem, claimed, "too_many_failures"))
             }
-            if known.len() >= KNOWN {
-                known.clear();
-            }
-            known.insert(key, (id.to_owned(), now + KNOWN_FOR));
         }
-        Ok(principal)
-    }
-
-    async fn verify(&self, token: &str) -> Result<Result<Principal, Refusal>, Denied> {
-        // What does not even look like a token, or has an id that nobody knows, costs nothing.
-        let now = (self.clock)();
-        let id = access::users::parts(token).map(|(id, _)| id);
-        let sight = id.ok_or(Refusal::Unknown).and_then(|id| self.users.look(|state| state.principal(id, now)));
-        if let Err(refusal) = sight {
-            return Ok(Err(refusal));
-        }
-        let busy = || Denied::Later(too_many("too many tokens are being verified now; try again", PATIENCE));
-        let turn = tokio::time::timeout(PATIENCE, self.verifying.acquire()).await;
-        let Ok(Ok(_turn)) = turn else { return Err(busy()) };
-        let (users, token) = (self.users.clone(), token.to_owned());
-        let verified = tokio::task::spawn_blocking(move || users.verify(&token, now)).await;
-        verified.map_err(|_| busy())
     }
 
     /// Whether this may go on, and as whom.
@@ -295,11 +256,8 @@ impl Guard {
     }
 }
 
-/// Why a token does not count now.
-enum Denied {
-    Refused(Refusal),
-    Later(Problem),
-}
+/// What an address is told whose tokens are none.
+const FAILURES: &str = "too many requests of this address had tokens that are not accepted (limits.failed_logins)";
 
 fn unauthorized(text: &str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, text).with(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
@@ -312,7 +270,7 @@ fn too_many(text: impl Into<String>, wait: Duration) -> Problem {
 
 /// The way of every request.
 pub(super) async fn pass(State((guard, rule)): State<(Arc<Guard>, Rule)>, request: Request, next: Next) -> Response {
-    let nobody = || Peer { address: SocketAddr::from(([0, 0, 0, 0], 0)), certificate: None };
+    let nobody = || Peer { address: SocketAddr::from(([0, 0, 0, 0], 0)), certificate: None, secure: false };
     let peer = request.extensions().get::<Peer>().cloned().unwrap_or_else(nobody);
     // Not the request itself: a body must not be lent across a wait.
     let (asked, headers) = (format!("{} {}", request.method(), request.uri().path()), request.headers().clone());
@@ -325,6 +283,7 @@ pub(super) async fn pass(State((guard, rule)): State<(Arc<Guard>, Rule)>, reques
         Err(problem) => return problem.into_response(),
     };
     request.extensions_mut().insert(who.clone());
+    request.extensions_mut().insert(peer.clone());
     let Some(action) = rule.changes else { return next.run(request).await };
     if guard.audit.failing() {
         let text = "the audit trail cannot be written, so nothing is changed; see the engine's log and its disk";

@@ -12,7 +12,7 @@ mod messages;
 mod metrics;
 mod pipelines;
 mod problem;
-mod rates;
+mod provision;
 mod routes;
 mod serve;
 mod shadow;
@@ -92,6 +92,8 @@ pub struct Api {
     pub trail: Arc<Trail>,
     /// Who may ask for what.
     pub guard: Arc<Guard>,
+    /// Who gives first certificates; none: this engine has no authority.
+    pub entry: Option<Arc<crate::guard::Guard>>,
     /// Ends what lasts when the engine stops.
     pub stop: CancellationToken,
 }
@@ -323,12 +325,20 @@ async fn device(State(api): State<Api>, Path(id): Path<String>) -> Result<impl I
         })
     });
     let groups = api.core.groups.listing(&id);
+    let enrolled = api.core.enrolled.get().and_then(|registry| {
+        registry.look(|state| {
+            let at = state.enrolled_at(id.as_str()).map(time_text);
+            let enrolled = state.enrolled(id.as_str())?;
+            let (group, labels, hw) = (&enrolled.group, &enrolled.labels, &enrolled.hw);
+            Some(serde_json::json!({ "at": at, "group": group, "labels": labels, "hw": hw, "serial": enrolled.serial }))
+        })
+    });
     let epochs: Vec<serde_json::Value> = ledger
         .iter()
         .map(|epoch| serde_json::json!({ "epoch": epoch.epoch.0, "cum": epoch.cum, "stored": epoch.stored, "closed": epoch.closed }))
         .collect();
     Ok(Json(
-        serde_json::json!({ "device": item.device, "awake": item.awake, "shard": item.shard, "epochs": epochs, "status": status, "clock": clock, "groups": groups }),
+        serde_json::json!({ "device": item.device, "awake": item.awake, "shard": item.shard, "epochs": epochs, "status": status, "clock": clock, "groups": groups, "enrolled": enrolled }),
     ))
 }
 

@@ -12,7 +12,7 @@ use tower::ServiceExt;
 
 use super::guard::{Guard, Rule, pass};
 use super::problem::Problem;
-use super::{Api, alerts, commands, groups, messages, metrics, pipelines, shadow, silences};
+use super::{Api, alerts, commands, groups, messages, metrics, pipelines, provision, shadow, silences};
 
 /// One method of one path.
 pub(super) struct Route {
@@ -22,8 +22,8 @@ pub(super) struct Route {
     handler: MethodRouter<Api>,
 }
 
-fn open(path: &'static str, handler: MethodRouter<Api>) -> Route {
-    Route { method: "GET", path, rule: Rule { least: None, changes: None }, handler }
+fn open(method: &'static str, path: &'static str, handler: MethodRouter<Api>) -> Route {
+    Route { method, path, rule: Rule { least: None, changes: None }, handler }
 }
 
 fn read(method: &'static str, path: &'static str, least: Role, handler: MethodRouter<Api>) -> Route {
@@ -47,8 +47,10 @@ pub(super) fn table() -> Vec<Route> {
     const COMMANDS: &str = "/v1/devices/{id}/commands";
     const GROUP: &str = "/v1/groups/{name}";
     vec![
-        open("/healthz", get(async || "ok\n")),
-        open("/readyz", get(super::ready)),
+        open("GET", "/healthz", get(async || "ok\n")),
+        open("GET", "/readyz", get(super::ready)),
+        // What lets somebody ask stands in the body.
+        open("POST", "/v1/provision", post(provision::enrol)),
         read("GET", "/metrics", Viewer, get(metrics::render)),
         read("POST", "/v1/query", Analyst, post(super::run_query)),
         change("POST", "/v1/flush", Operator, "flush", post(super::flush)),

@@ -78,7 +78,7 @@ pub(super) async fn serve(
 async fn connection(stream: TcpStream, address: SocketAddr, router: Router, tls: Option<Tls>, stop: CancellationToken) {
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else {
-        return requests(stream, Peer { address, certificate: None }, router, stop).await;
+        return requests(stream, Peer { address, certificate: None, secure: false }, router, stop).await;
     };
     let handshake = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls()).accept(stream));
     let Some(done) = stop.run_until_cancelled(handshake).await else { return };
@@ -86,7 +86,7 @@ async fn connection(stream: TcpStream, address: SocketAddr, router: Router, tls:
         Ok(Ok(stream)) => {
             let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let certificate = leaf.map(|leaf| Arc::from(leaf.as_ref()));
-            requests(stream, Peer { address, certificate }, router, stop).await;
+            requests(stream, Peer { address, certificate, secure: true }, router, stop).await;
         }
         Ok(Err(error)) => tracing::debug!(%address, %error, "an HTTPS handshake failed"),
         Err(_) => tracing::debug!(%address, "an HTTPS handshake took too long"),

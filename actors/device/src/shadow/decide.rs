@@ -114,6 +114,11 @@ fn bad_document(side: &str, document: &Map<String, Value>) -> Option<String> {
     (size > MAX_SIZE).then(|| format!("{side} would have {size} bytes as JSON, {MAX_SIZE} at most"))
 }
 
+/// What keeps a document from being what is desired of a device; `None`: nothing.
+pub fn unfit(document: &Map<String, Value>) -> Option<String> {
+    bad_document("it", document)
+}
+
 impl Shadows {
     /// Decides about a request.
     pub fn ask(&self, ask: Ask, now: Timestamp) -> Ruling {

@@ -6,14 +6,13 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
 use access::authority::public_key_hash;
-use access::registry::{Expected, Fact, Registry, RegistryError, State};
+use access::registry::{Expected, Fact, RegistryError, State};
 use access::subject::is_name;
-use data_encoding::BASE64;
 use device::id::DeviceId;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{At, Exit, note, print};
+use super::{At, Exit, print, public_key};
 use crate::clock;
 
 /// Rows that become durable together.
@@ -86,9 +85,7 @@ impl Row {
 }
 
 fn key_hash(text: &str) -> Result<String, String> {
-    let body: String = text.lines().filter(|line| !line.starts_with("-----")).map(str::trim).collect();
-    let der = BASE64.decode(body.as_bytes()).map_err(|e| format!("neither PEM nor base64: {e}"))?;
-    public_key_hash(&der).map_err(|e| e.to_string())
+    public_key_hash(&public_key(text)?).map_err(|e| e.to_string())
 }
 
 /// The rows of the file, each with what is wrong with it.
@@ -135,7 +132,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
     let mut results = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let results = results.as_mut().map_err(|e| named(&path, e))?;
     let skipped = done(results).map_err(|e| named(&path, &e))?;
-    let registry = Registry::open(&args.at.data).map_err(Exit::failed)?;
+    let registry = args.at.registry()?;
     let mut rows = rows(file)?.enumerate().skip(skipped).peekable();
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     while rows.peek().is_some() {
@@ -159,7 +156,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
         results.write_all(lines.as_bytes()).and_then(|()| results.sync_data()).map_err(|e| named(&path, &e))?;
     }
     let total: usize = counts.values().sum();
-    note(&args.at, "provision.batch", &args.file.display().to_string(), json!(counts))?;
+    args.at.note("provision.batch", &args.file.display().to_string(), json!(counts))?;
     let told: Vec<String> = counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
     let before = if skipped > 0 { format!(", {skipped} were done before") } else { String::new() };
     print(&format!("{total} rows: {}{before}; results in {}\n", told.join(", "), path.display()))?;
@@ -182,7 +179,10 @@ fn decide(state: &State, row: Result<Row, String>, facts: &mut Vec<Fact>) -> (&'
         Fact::Expected(known) if known.device == serial => Some(known),
         _ => None,
     });
-    match known.or_else(|| state.expected(&serial)) {
+    let known = known.or_else(|| state.expected(&serial));
+    // A token that the device has been given is not taken back by a list that says nothing of tokens.
+    let expected = Expected { token: known.and_then(|known| known.token.clone()), ..expected };
+    match known {
         Some(known) if *known == expected => ("unchanged", serial, None),
         Some(_) => {
             facts.push(Fact::Expected(expected));

@@ -21,6 +21,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::config::{Config, LimitsConfig};
 use crate::core::Silent;
+use crate::login::Login;
 use crate::project;
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000_000_000);
@@ -48,8 +49,8 @@ impl Lab {
         let audit = Arc::new(Audit::open(dir.path()).unwrap());
         let trail = Trail::open(dir.path(), core.tables.store().clone(), &core.tables).await.unwrap();
         let stop = CancellationToken::new();
-        let guard =
-            Arc::new(Guard::new(true, (users.clone(), audit), certificates, &limits, (clock.clone(), stop.clone())));
+        let login = Arc::new(Login::new(users.clone(), clock.clone(), limits.failed_logins));
+        let guard = Arc::new(Guard::new(true, (login, audit), certificates, &limits, (clock.clone(), stop.clone())));
         let gateway = Arc::new(GatewayMetrics::default());
         let api = Api {
             runtime: query::runtime(limits.query_memory).unwrap(),
@@ -66,6 +67,7 @@ impl Lab {
             repairs: Arc::new(Repairs::new().unwrap()),
             trail: Arc::new(trail),
             guard: guard.clone(),
+            entry: None,
             stop,
             core,
         };

@@ -166,7 +166,7 @@ async fn a_certificate_stands_for_its_user_and_its_role() {
     });
     let lab = Lab::new(lenient(), Some(whose)).await;
     let ask = async |der: &[u8], path: &str| {
-        let peer = Peer { address: "127.0.0.1:9".parse().unwrap(), certificate: Some(Arc::from(der)) };
+        let peer = Peer { address: "127.0.0.1:9".parse().unwrap(), certificate: Some(Arc::from(der)), secure: true };
         let request = Request::builder().uri(path).extension(peer).body(Body::empty()).unwrap();
         lab.router.clone().oneshot(request).await.unwrap().status()
     };

@@ -17,7 +17,7 @@ struct Bucket {
 
 /// Buckets that hold `burst` and are filled with `rate` a second.
 #[derive(Debug)]
-pub(super) struct Rates<K> {
+pub(crate) struct Rates<K> {
     rate: f64,
     burst: f64,
     buckets: Mutex<(HashMap<K, Bucket>, Option<Bucket>)>,
@@ -25,17 +25,17 @@ pub(super) struct Rates<K> {
 
 impl<K: Hash + Eq> Rates<K> {
     /// At least one is let through, whatever the rate.
-    pub(super) fn new(rate: f64, burst: f64) -> Self {
+    pub(crate) fn new(rate: f64, burst: f64) -> Self {
         Self { rate, burst: burst.max(1.0), buckets: Mutex::default() }
     }
 
     /// Takes one; or how long it takes until there is one.
-    pub(super) fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn take(&self, key: K, now: Instant) -> Result<(), Duration> {
         self.with(key, now, 1.0)
     }
 
     /// Whether one could be taken, without taking it.
-    pub(super) fn look(&self, key: K, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn look(&self, key: K, now: Instant) -> Result<(), Duration> {
         self.with(key, now, 0.0)
     }
 
