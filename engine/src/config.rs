@@ -147,6 +147,7 @@ impl Default for MqttConfig {
             names: Vec::new(),
             max_keep_alive: None,
             no_subscribe: Vec::new(),
+            user_tokens: false,
         }
     }
 }
