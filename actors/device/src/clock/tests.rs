@@ -85,9 +85,8 @@ fn lawful(world: &World, seed: u64) {
         // What a device with both clocks measures is good for all records of the same boot.
         if let (true, true, Some(roundtrip)) = (world.has_mono, row.same_boot, row.roundtrip) {
             let age = row.received - row.oldest;
-            // Where the offset is not applied, it is a part of the error: up to three times what it was. A measurement may be a
-            // quarter of an hour old when it is told, and a clock of which no more is known drifts by 450 ms in that time.
-            let room = 4 * (roundtrip / 2 + age / 1000 + 500 * MS + 450 * MS);
+            // Where the offset is not applied, it is a part of the error: up to three times what it was.
+            let room = 4 * (roundtrip / 2 + age / 1000 + 500 * MS);
             let err = clock_err_ns.unwrap_or(i64::MAX);
             if err > room {
                 tell(world, row);
