@@ -1,4 +1,4 @@
-"""Devices that get their certificates themselves: the first one, each next one, and the next after one that has expired.
+"""Devices that get their certificates themselves: the first one, each next one, the next after one that has expired, and of another root.
 
     rotation.py [--data DIR] [--kills 12] [--seed 1]
 
@@ -22,6 +22,7 @@ import urllib.request
 
 import paho.mqtt.client as mqtt
 
+import rolling
 from certificates import Client, Place, forge, record, run
 from provisioning import new_key
 from weir import binary, check, free_port
@@ -214,7 +215,7 @@ def ask(client, name, key, qos=2, named=None, **more):
     until = time.monotonic() + 15
     while time.monotonic() < until:
         for message in client.told:
-            if message.topic.endswith("cert/res") and json.loads(message.payload)["request_id"] == number:
+            if message.topic.endswith("cert/res") and json.loads(message.payload).get("request_id") == number:
                 return json.loads(message.payload)
         time.sleep(0.01)
     raise AssertionError(f"{name}: no answer; told {client.told}, gone {client.gone.is_set()}")
@@ -391,11 +392,14 @@ def main():
                 check(("refused", reason) in seen, f"{reason} is not in the trail: {acts}")
             check(any(outcome == "ok" for outcome, _ in seen), f"renewals are not in the trail: {acts}")
             print(f"  {rows} rows, each stored once")
+            (folder / "roll").mkdir()
+            engine = Engine(folder / "roll")
+            rolling.roll(engine, folder / "roll", agent, ask)
         except BaseException:
             print(open(engine.log.name).read()[-3000:], file=sys.stderr)
             raise
         finally:
-            if engine.process.poll() is None:
+            if engine.process and engine.process.poll() is None:
                 engine.kill()
     print("rotation: passed")
 

@@ -4,7 +4,8 @@
 
 A mail server and a receiver of webhooks stand here and count. The mail server refuses at first, and the engine is killed
 while mails wait. Then most of a group of devices are in trouble at once. Then a gateway goes away with the device behind
-it, and a device that speaks for itself goes, too. Exit status 0 if everybody heard what he had to, once.
+it, and a device that speaks for itself goes, too. Then a certificate ends soon. Exit status 0 if everybody heard what he
+had to, once.
 """
 
 import argparse
@@ -39,6 +40,8 @@ CONFIG = """
 shards = 2
 [durability]
 checkpoint_every = "1s"
+[alerts]
+certificates = "oncall"
 [[alerts.channels]]
 name = "mail"
 kind = "email"
@@ -244,6 +247,25 @@ def main(folder):
     time.sleep(3)
     check(told("m1") == [], f"of a device behind a gateway that was away nobody is told: {told('m1')}")
     print("a gateway that was away kept the device behind it from being told of; the other was told of", flush=True)
+    # A certificate that nobody renews: told of at a start, once, and when another has taken its place.
+    hook.messages.clear()
+    weir("ca", "issue", "ending", "--days", "10", "--out", str(certs), "--data", str(data))
+    for _ in range(2):
+        engine.kill()
+        client.loop_stop()
+        engine.start()
+        client = publisher(engine.mqtt_port, "bench")
+        until("somebody is told of the certificate", lambda: told("ending") == ["page"])
+    page = next(message for message in hook.messages.values() if message["device"] == "ending")
+    check((page["rule"], page["severity"]) == ("certificate_expiring", "warning") and page["labels"]["until"], page)
+    time.sleep(2)
+    check(told("ending") == ["page"], f"once, although the engine was started again: {told('ending')}")
+    weir("ca", "issue", "ending", "--out", str(certs), "--force", "--data", str(data))
+    engine.kill()
+    client.loop_stop()
+    engine.start()
+    until("it is over", lambda: sorted(told("ending")) == ["page", "resolved"])
+    print("a certificate that ends was told of once through two crashes, and its renewal", flush=True)
     check("mail-pass-word" not in open(engine.log_path).read(), "the password is in the log")
     check(engine.stop() == 0, engine.log_tail())
     ids = [mail["message-id"] for mail in post.mails]

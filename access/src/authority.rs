@@ -2,7 +2,8 @@
 //!
 //! Files in its folder, PEM: `root.crt`, `root.key` (to be kept elsewhere: nothing reads it but the making of an issuing
 //! authority), `issuing.crt`, `issuing.key`, and `ca.crt`, the authorities that are trusted, which is what others are given.
-//! `tenant` holds the name that stands in every certificate. Keys can be read by their owner only.
+//! `tenant` holds the name that stands in every certificate. Keys can be read by their owner only. While one root takes the place of
+//! another there are two more folders; see `authority/roll.rs`.
 //!
 //! What was issued is not remembered here but in the [registry](crate::registry).
 
@@ -27,6 +28,8 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::leaf::{Leaf, Serial};
 use crate::subject::{Subject, is_name};
+
+pub mod roll;
 
 /// A day in nanoseconds.
 pub const DAY: i64 = 86_400 * SECOND;
@@ -85,6 +88,9 @@ pub enum AuthorityError {
     /// A name that cannot stand in a certificate.
     #[error("{0:?} cannot name a tenant: use 1 to 64 letters, digits, `.`, `_` or `-`")]
     Tenant(String),
+    /// A step of a roll whose time has not come.
+    #[error("a root cannot be rolled so: {0}")]
+    Roll(&'static str),
     /// Cryptography failed.
     #[error("cannot make the certificate: {0}")]
     Make(#[from] rcgen::Error),
@@ -154,15 +160,19 @@ pub fn init(
         return Err(AuthorityError::Tenant(tenant.to_owned()));
     }
     std::fs::create_dir_all(dir).map_err(|source| AuthorityError::Io { path: dir.to_owned(), source })?;
-    let params = ca_params(&format!("Weir root, {tenant}"), now, ROOT_DAYS, BasicConstraints::Constrained(1), draw())?;
-    let key = KeyPair::generate()?;
-    let root = params.self_signed(&key)?;
-    write(dir, "root.key", &key.serialize_pem(), 0o600)?;
-    write(dir, "root.crt", &root.pem(), 0o644)?;
-    write(dir, "ca.crt", &root.pem(), 0o644)?;
+    new_root(dir, tenant, now, draw())?;
+    write(dir, "ca.crt", &read(dir, "root.crt")?, 0o644)?;
     write(dir, "tenant", tenant, 0o644)?;
     issuing(dir, tenant, now, draw())?;
     open(dir)
+}
+
+fn new_root(dir: &Path, tenant: &str, now: Timestamp, serial: [u8; 16]) -> Result<(), AuthorityError> {
+    let params = ca_params(&name("root", tenant, serial), now, ROOT_DAYS, BasicConstraints::Constrained(1), serial)?;
+    let key = KeyPair::generate()?;
+    let root = params.self_signed(&key)?;
+    write(dir, "root.key", &key.serialize_pem(), 0o600)?;
+    write(dir, "root.crt", &root.pem(), 0o644)
 }
 
 /// Makes a new issuing authority, signed by the root, whose key must be there. Certificates of the last one stay valid.
@@ -178,8 +188,8 @@ pub fn renew_issuing(dir: &Path, now: Timestamp, draw: impl Fn() -> [u8; 16]) ->
 /// The file that says that an authority exists comes last: after a crash before it, `init` begins again.
 fn issuing(dir: &Path, tenant: &str, now: Timestamp, serial: [u8; 16]) -> Result<(), AuthorityError> {
     let root = Issuer::from_ca_cert_pem(&read(dir, "root.crt")?, key_pair(dir, "root.key")?)?;
-    let params =
-        ca_params(&format!("Weir issuing, {tenant}"), now, ISSUING_DAYS, BasicConstraints::Constrained(0), serial)?;
+    let constraints = BasicConstraints::Constrained(0);
+    let params = ca_params(&name("issuing", tenant, serial), now, ISSUING_DAYS, constraints, serial)?;
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, &root)?;
     // Both at once would need a folder; a key without its certificate is noticed by `open`.
@@ -189,19 +199,31 @@ fn issuing(dir: &Path, tenant: &str, now: Timestamp, serial: [u8; 16]) -> Result
 
 /// Opens the authority in this folder.
 pub fn open(dir: &Path) -> Result<Authority, AuthorityError> {
-    if !exists(dir) {
+    open_in(dir, dir)
+}
+
+/// Opens the authority in a folder, with the keys in that one.
+fn open_in(dir: &Path, keys: &Path) -> Result<Authority, AuthorityError> {
+    if !exists(keys) {
         return Err(AuthorityError::Absent(dir.to_owned()));
     }
-    let issuing = read(dir, "issuing.crt")?;
-    let path = dir.join("issuing.crt");
+    let issuing = read(keys, "issuing.crt")?;
+    let path = keys.join("issuing.crt");
     let wrong = |message: String| AuthorityError::File { path: path.clone(), message };
     let der = CertificateDer::from_pem_slice(issuing.as_bytes()).map_err(|e| wrong(e.to_string()))?;
     let leaf = Leaf::read(&der).map_err(|e| wrong(e.to_string()))?;
-    let key = key_pair(dir, "issuing.key")?;
-    if crate::leaf::hex(ring::digest::digest(&ring::digest::SHA256, &key.subject_public_key_info()).as_ref())
-        != leaf.key
-    {
-        return Err(wrong("it is not the certificate of issuing.key; run `weir ca renew --issuing`".to_owned()));
+    let fits = |key: &KeyPair| {
+        let info = key.subject_public_key_info();
+        crate::leaf::hex(ring::digest::digest(&ring::digest::SHA256, &info).as_ref()) == leaf.key
+    };
+    let mut key = key_pair(keys, "issuing.key")?;
+    if !fits(&key) {
+        // It may be on its way.
+        let next = key_pair(&roll::next(keys), "issuing.key").ok().filter(fits);
+        let Some(next) = next else {
+            return Err(wrong("it is not the certificate of issuing.key; run `weir ca renew --issuing`".to_owned()));
+        };
+        key = next;
     }
     let issuer = Issuer::from_ca_cert_der(&der, key)?;
     let tenant = read(dir, "tenant")?.trim().to_owned();
@@ -222,6 +244,11 @@ impl Authority {
     /// The issuing certificate, PEM.
     pub fn issuing(&self) -> &str {
         &self.issuing
+    }
+
+    /// The certificate of the former issuing authority, PEM, while a root is rolled.
+    pub fn former(&self) -> Result<Option<String>, AuthorityError> {
+        roll::former(&self.dir)
     }
 
     /// Until when certificates can be issued.
@@ -338,6 +365,12 @@ pub fn request_signed(der: &[u8], message: &[u8], signature: &[u8]) -> bool {
         false => &ECDSA_P256_SHA256_ASN1,
     };
     UnparsedPublicKey::new(algorithm, key.der_bytes()).verify(message, signature).is_ok()
+}
+
+/// Two authorities never have the same name: there are readers that look for the issuer of a certificate by nothing else.
+fn name(what: &str, tenant: &str, serial: [u8; 16]) -> String {
+    let [a, b, c, d, ..] = serial;
+    format!("Weir {what} {}, {tenant}", crate::leaf::hex(&[a, b, c, d]))
 }
 
 fn ca_params(

@@ -2,7 +2,7 @@
 //!
 //! - `subject`: who a certificate is for. `leaf`: what of it matters.
 //! - `enrol`: who may have a first certificate. `origin`: who vouches for devices that nobody here has seen. `renew`: who may have
-//!   the next, and when it is due.
+//!   the next, and whose last one ends soon. `roll`: how one root takes the place of another.
 //! - `authority`: makes certificates. `registry`: remembers which, for whom, and what became of them.
 //! - `users`: people and programs with their roles, and their tokens.
 //! - `audit`: who did what, and who was refused.
@@ -21,5 +21,6 @@ pub mod leaf;
 pub mod origin;
 pub mod registry;
 pub mod renew;
+pub mod roll;
 pub mod subject;
 pub mod users;

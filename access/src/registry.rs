@@ -10,6 +10,7 @@ use thiserror::Error;
 use crate::journal::JournalError;
 use crate::leaf::{Leaf, Serial};
 use crate::origin::{Factory, VoucherKey};
+use crate::roll::{Roll, Rolling};
 pub use kept::Registry;
 
 /// A certificate that was handed out over the network must be used within this time, or it is worth nothing.
@@ -92,6 +93,15 @@ pub enum Fact {
         serial: Serial,
         /// Days.
         days: u32,
+    },
+    /// One root takes the place of another, up to here.
+    Roll(Roll),
+    /// A device has said whom it trusts from now on.
+    Trusts {
+        /// Which.
+        device: String,
+        /// The bundle, as [`Roll::bundle`] has it.
+        bundle: String,
     },
     /// A device that is enrolled may enrol once more, with another key.
     Reopened {
@@ -277,6 +287,7 @@ pub struct State {
     /// What devices of a group are told first: said for the group, and by its claim, also one that is closed.
     configs: [BTreeMap<String, serde_json::Value>; 2],
     reopened: BTreeMap<String, Timestamp>,
+    roll: Rolling,
     /// Devices that each group's claim has let in.
     used: BTreeMap<String, u64>,
     /// Devices that somebody has vouched for.
@@ -289,7 +300,9 @@ impl State {
     /// Takes in what happened at a time.
     pub fn apply(&mut self, at: Timestamp, fact: &Fact) {
         self.facts.0 += 1;
-        self.facts.1 += u64::from(matches!(fact, Fact::Revoked { .. } | Fact::Factory(_) | Fact::FactoryGone { .. }));
+        let is_for_tls =
+            matches!(fact, Fact::Revoked { .. } | Fact::Factory(_) | Fact::FactoryGone { .. } | Fact::Roll(_));
+        self.facts.1 += u64::from(is_for_tls);
         match fact {
             Fact::Issued(certificate) => {
                 let serial = certificate.serial.clone();
@@ -372,6 +385,8 @@ impl State {
                     entry.told = Some(*days);
                 }
             }
+            Fact::Roll(roll) => self.roll.step(roll, at),
+            Fact::Trusts { device, bundle } => self.roll.trusts(device, bundle),
             Fact::Reopened { device, until } => {
                 self.reopened.insert(device.clone(), *until);
             }
@@ -382,6 +397,11 @@ impl State {
     /// the same state, also if somebody else took the facts in.
     pub fn facts(&self) -> (u64, u64) {
         self.facts
+    }
+
+    /// What is known of the last roll of a root.
+    pub fn roll(&self) -> &Rolling {
+        &self.roll
     }
 
     /// The rule of a group's claim.

@@ -1,4 +1,4 @@
-//! The next certificate of a device that has one: when it is due, who may have it, which of them end soon.
+//! The next certificate of a device that has one: who may have it, and whose last one ends soon.
 //!
 //! A device asks over a connection that its present certificate has opened, with a signing request for a new key. The new
 //! certificate counts once it has been used; only then does the old one end, a day later. So whatever is lost on the way, the
@@ -9,7 +9,7 @@ use device::time::{SECOND, Timestamp};
 use thiserror::Error;
 
 use crate::authority::DAY;
-use crate::leaf::{Leaf, Serial};
+use crate::leaf::Serial;
 use crate::registry::{Entry, Refusal, State};
 
 /// Successors of a device's certificate that wait to be used at one time. A device that loses its new key before it has
@@ -20,11 +20,8 @@ pub const MOST_ISSUED: usize = 200;
 /// See [`MOST_ISSUED`].
 pub const WHILE: i64 = 3600 * SECOND;
 
-/// From when on a certificate of this device is to be renewed: 30 days before its end, or when a third of a shorter life is
-/// left, spread over five days by the device's name.
-pub fn renewal_due(leaf: &Leaf, device: &DeviceId) -> Timestamp {
-    device::renewal::renewal_due(leaf.not_before, leaf.not_after, device)
-}
+/// For so long after its end a device's certificate may be needed still, where those that have expired are renewed.
+pub(crate) const RECOVERY: i64 = 90 * DAY;
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,9 +119,9 @@ pub fn decide(
     Ok(Verdict::New { replaces: replaces.to_owned() })
 }
 
-/// A certificate that ends soon, of a device that has no later one.
+/// The last certificate of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
+pub struct Last {
     /// Whose.
     pub device: DeviceId,
     /// Its number.
@@ -133,40 +130,64 @@ pub struct Ending {
     pub not_after: Timestamp,
 }
 
-/// Devices whose last certificate ends within a time, by name. What waits to be used is none yet; what has ended already is
-/// not told of.
-pub fn ending(state: &State, tenant: &str, within: i64, now: Timestamp) -> Vec<Ending> {
-    let mut endings = Vec::new();
+/// Whether a certificate, which its holder has used or was handed, opens something now, or did not longer ago than `late`
+/// (nanoseconds). `device`: its holder, if that is a device.
+pub(crate) fn is_in_use(state: &State, entry: &Entry, device: Option<&str>, late: i64, now: Timestamp) -> bool {
+    let certificate = &entry.certificate;
+    !is_unproven(entry)
+        && now.since(certificate.not_after) <= late
+        && state.standing(&certificate.serial, device, now).is_ok()
+}
+
+/// The last certificate of each device that has one, by name. What waits to be used is none yet; what ended longer ago than `late`
+/// (nanoseconds) is none any more.
+pub fn last(state: &State, tenant: &str, late: i64, now: Timestamp) -> Vec<Last> {
+    let mut all = Vec::new();
     for subject in state.subjects() {
         let Some(crate::subject::Subject::Device(device)) = crate::subject::Subject::parse(subject, tenant) else {
             continue;
         };
-        let usable = state.of(subject).filter(|entry| !is_unproven(entry) && is_usable(state, entry, &device, now));
+        let usable = state.of(subject).filter(|entry| is_in_use(state, entry, Some(device.as_str()), late, now));
         // What ends because another has taken its place is not the last one.
         let last = usable.filter(|entry| entry.ends.is_none()).max_by_key(|entry| entry.certificate.not_after);
-        if let Some(last) = last
-            && last.certificate.not_after.since(now) <= within
-        {
+        if let Some(last) = last {
             let (serial, not_after) = (last.certificate.serial.clone(), last.certificate.not_after);
-            endings.push(Ending { device, serial, not_after });
+            all.push(Last { device, serial, not_after });
         }
     }
-    endings
+    all
+}
+
+/// Those of them that end within a time.
+pub fn ending(state: &State, tenant: &str, within: i64, now: Timestamp) -> Vec<Last> {
+    let all = last(state, tenant, 0, now).into_iter();
+    all.filter(|last| last.not_after.since(now) <= within).collect()
 }
 
 /// Days before the end of a certificate at which it is told that it was not renewed.
 pub const TOLD_AT: [u32; 2] = [14, 3];
 
 /// What is to be told now: certificates that [`ending`] finds, and the step that each has come to and that was not told yet.
-pub fn untold(state: &State, tenant: &str, now: Timestamp) -> Vec<(Ending, u32)> {
+pub fn untold(state: &State, tenant: &str, now: Timestamp) -> Vec<(Last, u32)> {
     let most = TOLD_AT.into_iter().max().unwrap_or(0);
-    let step = |ending: &Ending| {
-        let reached = TOLD_AT.into_iter().filter(|step| ending.not_after.since(now) <= days(*step)).min()?;
+    let step = |ending: &Last| {
+        let reached = reached(ending, now)?;
         let told = state.certificate(&ending.serial).and_then(|entry| entry.told);
         told.is_none_or(|told| told > reached).then_some(reached)
     };
     let all = ending(state, tenant, days(most), now).into_iter();
     all.filter_map(|ending| step(&ending).map(|step| (ending, step))).collect()
+}
+
+/// The step that a certificate has come to.
+fn reached(last: &Last, now: Timestamp) -> Option<u32> {
+    TOLD_AT.into_iter().filter(|step| last.not_after.since(now) <= days(*step)).min()
+}
+
+/// Certificates that have come to a step, or that have ended and can be renewed still, and that nobody has renewed.
+pub fn unrenewed(state: &State, tenant: &str, now: Timestamp) -> Vec<(Last, u32)> {
+    let all = last(state, tenant, RECOVERY, now).into_iter();
+    all.filter_map(|last| reached(&last, now).map(|step| (last, step))).collect()
 }
 
 /// Days as a length of time.
@@ -285,6 +306,8 @@ mod tests {
         assert_eq!(ends(&[(0, near("1", 13))], 3), [] as [&str; 0]);
         assert_eq!(ends(&[(0, near("1", 13)), (0, near("2", 2))], 14), ["1"], "the last one counts");
         assert_eq!(ends(&[(0, near("1", -1))], 14), [] as [&str; 0]);
+        let step = |of: i64| unrenewed(&state(&[(0, near("1", of))]), "main", NOW).first().map(|(_, step)| *step);
+        assert_eq!([15, 14, 3, -1, -90, -91].map(step), [None, Some(14), Some(3), Some(3), Some(3), None]);
         let renewed = [(0, near("1", 2)), (0, issued("2", "k2", Some("1")))];
         assert_eq!(ends(&renewed, 14), ["1"], "what waits to be used is none");
         assert_eq!(ends(&[renewed.to_vec(), vec![(0, proven("2"))]].concat(), 14), [] as [&str; 0]);

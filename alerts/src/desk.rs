@@ -40,6 +40,11 @@ pub enum Happening {
         /// What changed.
         changes: Vec<Change>,
     },
+    /// The engine itself has noticed these changes, in no log of a shard.
+    Noticed {
+        /// What changed.
+        changes: Vec<Change>,
+    },
     /// Time has passed.
     Tick,
     /// Who is reached how.
@@ -87,6 +92,17 @@ pub enum Effect {
     },
     /// A silence is over.
     SilenceEnded(SilenceId, Silence),
+}
+
+/// An open incident.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    /// Its id.
+    pub incident: String,
+    /// The device.
+    pub device: String,
+    /// Its severity.
+    pub severity: String,
 }
 
 /// Messages of a channel.
@@ -147,12 +163,9 @@ impl Desk {
                     return out;
                 }
                 *heard = *position;
-                for change in changes {
-                    self.change(now, change, &mut out);
-                    all |= self.note_source(&change.incident);
-                    touched.insert(change.incident.clone());
-                }
+                all |= self.changes(now, changes, &mut touched, &mut out);
             }
+            Happening::Noticed { changes } => all |= self.changes(now, changes, &mut touched, &mut out),
             Happening::Tick => all = true,
             Happening::Settings(settings) => {
                 self.settings = settings.clone();
@@ -203,6 +216,23 @@ impl Desk {
         }
         self.expire(now, &mut out);
         out
+    }
+
+    /// Takes changes. True: they may matter to all incidents.
+    fn changes(
+        &mut self,
+        now: Timestamp,
+        changes: &[Change],
+        touched: &mut BTreeSet<String>,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        let mut all = false;
+        for change in changes {
+            self.change(now, change, out);
+            all |= self.note_source(&change.incident);
+            touched.insert(change.incident.clone());
+        }
+        all
     }
 
     fn change(&mut self, now: Timestamp, change: &Change, out: &mut Vec<Effect>) {
@@ -415,6 +445,17 @@ impl Desk {
     /// Who is reached how.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// The open incidents of a rule.
+    pub fn open_of(&self, rule: &str) -> Vec<Open> {
+        let of = self.cases.iter().filter(|(_, case)| case.is_open() && case.rule == rule);
+        let open = of.map(|(incident, case)| Open {
+            incident: incident.clone(),
+            device: case.device.clone(),
+            severity: case.severity.clone(),
+        });
+        open.collect()
     }
 
     /// Up to where the log of a shard was heard.

@@ -38,7 +38,7 @@ mod time;
 pub use change::{Change, Fleet, What};
 pub use compare::{Difference, compare};
 pub use courier::{Courier, Next, Patience};
-pub use desk::{Counts, Desk, Effect, Happening};
+pub use desk::{Counts, Desk, Effect, Happening, Open};
 pub use inhibit::Inhibit;
 pub use keeper::{DESK, KeepError, Keeper, Wake};
 pub use matcher::{Facts, Labels, Matcher};

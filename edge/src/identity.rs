@@ -103,6 +103,15 @@ pub enum Answer {
     Refused(String),
 }
 
+/// Whom to trust from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trust {
+    /// Certificates of authorities, PEM.
+    pub bundle: String,
+    /// What the engine calls it.
+    pub id: String,
+}
+
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -124,6 +133,10 @@ pub enum Event {
     },
     /// The engine has answered a request.
     Answer(Answer),
+    /// The engine says, unasked, that the certificate is due.
+    Due,
+    /// The engine says, unasked, whom to trust from now on.
+    Trust(Trust),
     /// What the last [`Effect`] that writes was about is durable: this is kept now.
     Kept(Kept),
     /// It could not be done.
@@ -156,6 +169,8 @@ pub enum Effect {
     Promote,
     /// Forget the new key and certificate; answer with [`Event::Kept`].
     Forget,
+    /// Keep whom to trust; when that is durable, say so to the engine. If it cannot be done, the engine will say it again.
+    Trust(Trust),
     /// End the connection and connect as [`Identity::way`] says, at once.
     Reconnect,
 }

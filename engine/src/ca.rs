@@ -75,7 +75,7 @@ pub fn authority(data: &Path, now: Timestamp) -> Result<Authority, CaError> {
     Ok(authority::init(&dir, "main", now, rand::random)?)
 }
 
-/// The server certificate that the authority gives this engine, for these names; made if it is not there, ends soon, has other
+/// The server certificate that an authority gives this engine, for these names; made if it is not there, ends soon, has other
 /// names, or is another authority's.
 pub fn server(
     data: &Path,
@@ -123,8 +123,11 @@ pub fn verifier(
         roots.add(certificate)?;
     }
     // For devices that show their own certificate and not what leads to the root.
-    for certificate in chain(authority.issuing().as_bytes())? {
-        roots.add(certificate)?;
+    let former = authority.former()?;
+    for issuing in std::iter::once(authority.issuing()).chain(former.as_deref()) {
+        for certificate in chain(issuing.as_bytes())? {
+            roots.add(certificate)?;
+        }
     }
     for certificate in others.iter().flat_map(|pem| chain(pem.as_bytes()).unwrap_or_default()) {
         // One that is no certificate any more for whatever reads it must not keep all others out.

@@ -116,9 +116,6 @@ impl Engine {
         let settings = (gateway.tls().cloned(), gateway.recovery_tls().cloned());
         let following = trust.clone().map(|trust| tokio::spawn(trust.follow(hub, settings, stop.clone())));
         let expiring = Arc::new(expiring::Report::default());
-        if let Some(trust) = &trust {
-            tokio::spawn(expiring::watch(trust.expiring(audit.clone(), expiring.clone()), stop.clone()));
-        }
         let books = Arc::new(Books::new(core.clone(), gateway.metrics()));
         tokio::spawn(compare(books.clone(), stop.clone()));
         tokio::spawn(follow(users.clone(), stop.clone()));
@@ -128,6 +125,10 @@ impl Engine {
         notify::warn_unreached(&core.project(), &settings);
         if core.desk.with(|desk| *desk.settings() != settings) {
             core.desk.happen(clock(), Happening::Settings(settings));
+        }
+        if let Some(trust) = &trust {
+            let tell = config.alerts.certificates.clone().map(|who| (core.desk.clone(), who));
+            tokio::spawn(expiring::watch(trust.expiring(audit.clone(), expiring.clone(), tell), stop.clone()));
         }
         let notifying = notify::run(core.desk.clone(), channels, told.clone(), clock.clone(), stop.clone());
         let notifying = tokio::spawn(notifying);

@@ -1,5 +1,7 @@
 //! Devices whose last certificate ends soon because nobody has renewed it: counted, and told once for each certificate and step.
 
+mod telling;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,7 +9,8 @@ use std::time::Duration;
 use access::audit::{Act, Audit};
 use access::journal::JournalError;
 use access::registry::{Fact, Registry};
-use access::renew::{self, Ending, TOLD_AT};
+use access::renew::{self, Last, TOLD_AT};
+use alerts::{Happening, Keeper};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -42,13 +45,15 @@ pub(crate) struct Expiring {
     pub(crate) audit: Arc<Audit>,
     pub(crate) clock: Clock,
     pub(crate) report: Arc<Report>,
+    /// Who tells people, and whom: a name in `[alerts.people]`.
+    pub(crate) tell: Option<(Arc<Keeper>, String)>,
 }
 
 impl Expiring {
     /// Looks once. True: there is more to tell. Reads and writes a file.
     fn look(&self) -> Result<bool, JournalError> {
         let now = (self.clock)();
-        let mut told: Vec<(Ending, u32)> = Vec::new();
+        let mut told: Vec<(Last, u32)> = Vec::new();
         self.registry.change::<JournalError>(now, |state| {
             for (days, count) in TOLD_AT.into_iter().zip(&self.report.counts) {
                 let ending = renew::ending(state, &self.tenant, renew::days(days), now);
@@ -58,6 +63,14 @@ impl Expiring {
             told.truncate(AT_ONCE);
             Ok(told.iter().map(|(ending, days)| Fact::Told { serial: ending.serial.clone(), days: *days }).collect())
         })?;
+        if let Some((desk, who)) = &self.tell {
+            let unrenewed = self.registry.look(|state| renew::unrenewed(state, &self.tenant, now));
+            let open = desk.with(|desk| desk.open_of(telling::RULE));
+            let changes = telling::changes(&open, &unrenewed, who, now);
+            if !changes.is_empty() {
+                desk.happen(now, Happening::Noticed { changes });
+            }
+        }
         for (index, (ending, days)) in told.iter().enumerate() {
             let until = alerts::shown(ending.not_after);
             if index < LINES {
@@ -126,6 +139,7 @@ mod tests {
                 audit,
                 clock: Arc::new(move || *reads.lock()),
                 report: Arc::default(),
+                tell: None,
             }
         };
         let first = open();

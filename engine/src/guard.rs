@@ -15,11 +15,11 @@ use access::journal::JournalError;
 use access::leaf::Leaf;
 use access::origin::Factory;
 use access::registry::{Entry, Fact, Refusal, Registry, RegistryError, State};
+use access::roll;
 use access::subject::Subject;
 use access::users::{self, Principal, Users};
 use bytes::Bytes;
 use device::id::DeviceId;
-use device::renewal::renewal_due;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Semaphore;
@@ -229,9 +229,9 @@ impl Guard {
                 let children = children.filter(|child| state.barred(child).is_none());
                 let children = children.filter_map(|child| DeviceId::new(child).ok()).collect();
                 let entry = state.certificate(serial).filter(|entry| entry.ends.is_none());
-                let due = entry.map(|entry| &entry.certificate);
-                let due = due.map(|it| renewal_due(it.not_before, it.not_after, &id));
-                Ok(Identity::device(id, serial.to_owned(), children).due(due))
+                let due = entry.map(|entry| roll::renewal_due(state, entry, &id));
+                let is_to_trust = state.roll().untold(id.as_str()).is_some();
+                Ok(Identity::device(id, serial.to_owned(), children).due(due).to_trust(is_to_trust))
             }
             Subject::Server => Err(NoEntry::Nobody),
             Subject::Claim(group) => {
@@ -264,20 +264,34 @@ impl Guard {
         tokio::task::spawn_blocking(answer).await.ok()
     }
 
-    /// Answers a device's request for its next certificate. `named`: the device that the topic names.
-    pub(crate) async fn renew(self: Arc<Self>, who: Identity, named: DeviceId, from: Peer, payload: Bytes) -> Vec<u8> {
+    /// Answers a device's request for its next certificate, or about whom it trusts. `named`: the device that the topic names.
+    /// None: the engine is ending.
+    pub(crate) async fn renew(
+        self: Arc<Self>,
+        who: Identity,
+        named: DeviceId,
+        from: Peer,
+        payload: Bytes,
+    ) -> Option<Vec<u8>> {
         let _turn = self.asking.acquire().await;
         let from = from.map(|from| from.to_string()).unwrap_or_default();
         let guard = self.clone();
         let answer = move || match who.certificate() {
             Some((serial, Subject::Device(device))) => {
                 let asker = renewal::Asker { device, serial, named: &named, recovers: who.recovers(), from: &from };
-                guard.renewals.answer(&asker, &payload)
+                Some(guard.renewals.answer(&asker, &payload))
             }
             // Nobody else may publish there.
-            _ => Vec::new(),
+            _ => None,
         };
-        tokio::task::spawn_blocking(answer).await.unwrap_or_default()
+        tokio::task::spawn_blocking(answer).await.ok()?
+    }
+
+    /// What a device is told that is to trust others from now on, on `devices/{id}/cert/res`; none: not now.
+    pub(crate) async fn whom_to_trust(self: Arc<Self>) -> Option<Vec<u8>> {
+        let _turn = self.asking.acquire().await;
+        let guard = self.clone();
+        tokio::task::spawn_blocking(move || guard.renewals.whom_to_trust()).await.ok()?
     }
 
     /// Whether somebody's certificate waits to be used.

@@ -4,11 +4,17 @@
 //! that the asker holds the new key. Answered on `devices/{id}/cert/res` with `{request_id, chain, bundle, not_after,
 //! server_time}` (times in nanoseconds since 1970), or `{request_id, error: {reason, text}}`. Repeated, a request for the same
 //! key has the same certificate in its answer. What is decided is decided by [`access::renew`].
+//!
+//! Whom to trust: `{request_id, step: "trust"}` is answered with `{request_id, bundle, bundle_id, server_time}`, and with the
+//! `bundle_id` in the request the device says that it has that bundle, durably. While a root is rolled ([`access::roll`]),
+//! devices that have not said so are sent `{cert_action: "trust", bundle, bundle_id}` of the engine's own accord, and those whose
+//! certificate is due `{cert_action: "renew"}`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use access::audit::{Act, Audit};
+use access::authority::roll::bundle_id;
 use access::authority::{self, AuthorityError, Key, write_file};
 use access::journal::JournalError;
 use access::leaf::Serial;
@@ -36,6 +42,9 @@ enum Failure {
     /// A gateway asks for a child.
     #[error("{0} has no certificate here: it is reached through its gateway, which renews its own")]
     Child(DeviceId),
+    /// It says that it trusts what is not to be trusted now.
+    #[error("whom to trust has changed; ask for it without a bundle_id")]
+    Bundle,
     /// A rule says no.
     #[error(transparent)]
     Denied(#[from] NotRenewed),
@@ -52,6 +61,7 @@ impl Failure {
         match self {
             Self::Request(_) | Self::Authority(AuthorityError::Request(_)) => "bad_request",
             Self::Child(_) => "child",
+            Self::Bundle => "other_bundle",
             Self::Denied(denied) => denied.code(),
             Self::Journal(_) | Self::Authority(_) => "unavailable",
         }
@@ -65,6 +75,8 @@ struct Request {
     step: Option<String>,
     #[serde(default)]
     csr: Option<Blob>,
+    #[serde(default)]
+    bundle_id: Option<String>,
 }
 
 /// Who asks.
@@ -126,8 +138,12 @@ impl Renewals {
         if asker.named != asker.device {
             return Err(Failure::Child(asker.named.clone()));
         }
-        if let Some(step) = request.step.filter(|step| step != "renew") {
-            return Err(Failure::Request(format!("step {step:?} is not \"renew\"")));
+        match request.step.as_deref() {
+            None | Some("renew") => {}
+            Some("trust") => return self.trust(asker, request.bundle_id),
+            Some(other) => {
+                return Err(Failure::Request(format!("step {other:?} is neither \"renew\" nor \"trust\"")));
+            }
         }
         let csr = request.csr.ok_or_else(|| Failure::Request("the request has no csr".to_owned()))?;
         let csr = csr.bytes("csr").map_err(Failure::Request)?;
@@ -144,6 +160,39 @@ impl Renewals {
         Ok(json!({
             "chain": chain, "bundle": authority.bundle()?, "not_after": given.not_after.0, "server_time": now.0,
         }))
+    }
+
+    /// Whom to trust; or notes that a device does, with that `bundle_id`.
+    fn trust(&self, asker: &Asker<'_>, said: Option<String>) -> Result<Value, Failure> {
+        let now = (self.clock)();
+        let bundle = authority::open(&self.data.join("ca"))?.bundle()?;
+        let id = bundle_id(&bundle);
+        let Some(said) = said else {
+            return Ok(json!({ "bundle": bundle, "bundle_id": id, "server_time": now.0 }));
+        };
+        if said != id {
+            return Err(Failure::Bundle);
+        }
+        let device = asker.device.to_string();
+        let new = self.registry.change::<JournalError>(now, |state| {
+            let is_new = state.roll().untold(&device) == Some(id.as_str());
+            Ok(is_new.then(|| Fact::Trusts { device: device.clone(), bundle: id.clone() }).into_iter().collect())
+        })?;
+        if new.iter().any(|line| matches!(&line.fact, Fact::Trusts { device: who, .. } if *who == device)) {
+            let act = Act::done(device.as_str(), TRUST, device.as_str()).detail(json!({ "bundle": id }));
+            self.audit.note(now, self.act(asker, act));
+        }
+        Ok(json!({ "bundle_id": id, "server_time": now.0 }))
+    }
+
+    /// What devices are sent that are to trust others from now on; none: nobody is, or that is being written just now.
+    pub(crate) fn whom_to_trust(&self) -> Option<Vec<u8>> {
+        let bundle = authority::open(&self.data.join("ca")).and_then(|authority| authority.bundle());
+        let bundle = bundle.inspect_err(|error| tracing::error!(%error, "devices are not told whom to trust")).ok()?;
+        let id = bundle_id(&bundle);
+        let is_current = self.registry.look(|state| state.roll().last().is_some_and(|(roll, _)| roll.bundle == id));
+        let text = json!({ "cert_action": TRUST_NOW, "bundle": bundle, "bundle_id": id });
+        is_current.then(|| text.to_string().into_bytes())
     }
 
     /// Decides and makes the certificate, as one step: of two requests at once the second sees what the first did.
@@ -184,6 +233,12 @@ impl Renewals {
 
 /// As it stands in the audit trail.
 const ACTION: &str = "certificate.renew";
+const TRUST: &str = "authority.trust";
+
+/// What `cert_action` says to a device that is to trust others.
+const TRUST_NOW: &str = "trust";
+/// What a device is sent whose certificate is due.
+pub(crate) const RENEW_NOW: &str = r#"{"cert_action":"renew"}"#;
 
 fn read(payload: &[u8]) -> Result<Request, Failure> {
     let request: Request = request::read(payload).map_err(Failure::Request)?;
@@ -193,6 +248,7 @@ fn read(payload: &[u8]) -> Result<Request, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use access::roll::{Roll, Stage};
     use device::time::SECOND;
 
     use super::*;
@@ -262,6 +318,34 @@ mod tests {
             assert_eq!(all[0].ends, None, "not before the new one is used");
         });
         assert!(place.dir.path().join("access/certificates").is_dir());
+    }
+
+    #[test]
+    fn a_device_is_told_whom_to_trust_until_it_says_that_it_does() {
+        let place = place();
+        let ask = |request: Value| place.ask("a", request.to_string().as_bytes());
+        let untold = || place.registry.look(|state| state.roll().untold("a").is_some());
+        let first = ask(json!({ "request_id": "1", "step": "trust" }));
+        assert!(first["bundle"].as_str().unwrap().contains("BEGIN CERTIFICATE"), "{first}");
+        assert_eq!(place.renewals.whom_to_trust(), None, "nothing has changed");
+        let said = ask(json!({ "request_id": "2", "step": "trust", "bundle_id": first["bundle_id"] }));
+        assert_eq!((&said["bundle_id"], untold()), (&first["bundle_id"], false));
+
+        let bundle = authority::roll::begin(&place.dir.path().join("ca"), NOW, rand::random).unwrap();
+        assert_eq!(place.renewals.whom_to_trust(), None, "it does not stand in the registry yet");
+        let roll = Roll { stage: Stage::Begun, bundle: bundle_id(&bundle), over: 0 };
+        place.registry.change::<JournalError>(NOW, |_| Ok(vec![Fact::Roll(roll)])).unwrap();
+        assert!(untold());
+        let told: Value = serde_json::from_slice(&place.renewals.whom_to_trust().unwrap()).unwrap();
+        assert_eq!((&told["cert_action"], &told["bundle"]), (&json!("trust"), &json!(bundle)));
+        let old = ask(json!({ "request_id": "3", "step": "trust", "bundle_id": first["bundle_id"] }));
+        assert_eq!((&old["error"]["reason"], untold()), (&json!("other_bundle"), true));
+        for _ in 0..2 {
+            let said = ask(json!({ "request_id": "4", "step": "trust", "bundle_id": told["bundle_id"] }));
+            assert_eq!((&said["bundle_id"], untold()), (&told["bundle_id"], false));
+        }
+        let facts = place.registry.look(|state| state.facts().0);
+        assert_eq!(facts, 3, "said once: the certificate, the roll, the device");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use access::audit::Audit;
 use access::authority::{self, DAY};
 use access::registry::Registry;
+use alerts::Keeper;
 use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
@@ -87,7 +88,10 @@ impl Trust {
         let authority = authority::open(&self.data.join("ca"))?;
         let files = match given {
             Some(files) => files.clone(),
-            None => ca::server(&self.data, &authority, &self.registry, &self.names, now)?,
+            None => {
+                let serving = authority::roll::serving(&self.data.join("ca"))?;
+                ca::server(&self.data, &serving, &self.registry, &self.names, now)?
+            }
         };
         let verifier = ca::verifier(&authority, &self.registry, now, who == Who::Anybody, others)?;
         let verifier = if who == Who::Expired { Expired::wrap(verifier, self.recovery) } else { verifier };
@@ -120,9 +124,14 @@ impl Trust {
     }
 
     /// Whose certificates end soon.
-    pub(crate) fn expiring(&self, audit: Arc<Audit>, report: Arc<expiring::Report>) -> Expiring {
+    pub(crate) fn expiring(
+        &self,
+        audit: Arc<Audit>,
+        report: Arc<expiring::Report>,
+        tell: Option<(Arc<Keeper>, String)>,
+    ) -> Expiring {
         let (registry, tenant, clock) = (self.registry.clone(), self.tenant.clone(), self.clock.clone());
-        Expiring { registry, tenant, audit, clock, report }
+        Expiring { registry, tenant, audit, clock, report, tell }
     }
 
     /// Whose a certificate is that was shown to the HTTP listener.

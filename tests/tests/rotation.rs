@@ -2,26 +2,48 @@
 //! at every step.
 //!
 //! A world is one device, its disk, and the engine's registry, without sockets, cryptography or a clock. Whatever is lost, repeated
-//! or killed, however long the device was away: it must come in again with a certificate that counts, and hold one at any time.
+//! or killed, however long the device was away, whatever roots an operator rolls meanwhile: it must come in again with a certificate
+//! that counts, and hold one at any time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use access::enrol::{self, Ask, By};
 use access::registry::{Certificate, ClaimRule, Fact, State};
 use access::renew::{self, Verdict};
+use access::roll::{self, Roll, Stage};
 use device::id::DeviceId;
-use device::renewal::renewal_due;
 use device::time::{SECOND, Timestamp};
-use edge::identity::{Answer, Effect, Event, Held, Identity, Kept, Means, Way};
+use edge::identity::{Answer, Effect, Event, Held, Identity, Kept, Means, Trust, Way};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 const MINUTE: i64 = 60 * SECOND;
 const DAY: i64 = 86_400 * SECOND;
 const RECOVERY: i64 = 90 * DAY;
+
+/// Roots, each a number.
+type Roots = BTreeSet<u32>;
+
+fn text(roots: &Roots) -> String {
+    roots.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// The engine's authority.
+struct Authorities {
+    /// Which root signs.
+    signs: u32,
+    /// Which one has signed the certificate that the engine shows.
+    shows: u32,
+    /// Which are trusted.
+    trusted: Roots,
+    made: u32,
+    /// Which one has signed each certificate.
+    signed: BTreeMap<String, u32>,
+    rolled: u64,
+}
 
 /// A key, and the number of its certificate.
 type Paper = (String, Option<String>);
@@ -31,8 +53,10 @@ struct World {
     now: Timestamp,
     registry: State,
     made: u64,
+    authorities: Authorities,
     device: DeviceId,
     /// What is durable on the device.
+    trusts: Roots,
     current: Option<Paper>,
     new: Option<Paper>,
     /// The running process and when it began.
@@ -49,6 +73,15 @@ impl World {
             now: Timestamp(1_800_000_000 * SECOND),
             registry: State::default(),
             made: 0,
+            authorities: Authorities {
+                signs: 1,
+                shows: 1,
+                trusted: Roots::from([1]),
+                made: 1,
+                signed: BTreeMap::new(),
+                rolled: 0,
+            },
+            trusts: Roots::from([1]),
             device: DeviceId::new("pump-7").unwrap(),
             current: None,
             new: None,
@@ -84,7 +117,55 @@ impl World {
             replaces,
         };
         self.registry.apply(self.now, &Fact::Issued(certificate));
+        self.authorities.signed.insert(serial.clone(), self.authorities.signs);
         serial
+    }
+
+    /// An operator who rolls the root takes the next step as soon as it may be taken, or calls it off.
+    fn operate(&mut self) {
+        let (_, missing) = roll::missing(&self.registry, "main", self.now);
+        let left = roll::left_behind(&self.registry, "main", self.now);
+        let own = &mut self.authorities;
+        let stage = match self.registry.roll().stage() {
+            None => {
+                own.made += 1;
+                own.trusted.insert(own.made);
+                Stage::Begun
+            }
+            Some(Stage::Begun) if self.rng.random_range(0..8) == 0 => {
+                own.trusted = Roots::from([own.signs]);
+                Stage::Finished
+            }
+            Some(Stage::Begun) if missing.is_empty() => {
+                own.signs = own.made;
+                Stage::Switched
+            }
+            Some(Stage::Switched) if missing.is_empty() && left.is_empty() => {
+                (own.shows, own.trusted) = (own.signs, Roots::from([own.signs]));
+                own.rolled += 1;
+                Stage::Finished
+            }
+            _ => return,
+        };
+        let over = if stage == Stage::Switched { [0, 7 * MINUTE, DAY][self.rng.random_range(0..3)] } else { 0 };
+        let roll = Roll { stage, bundle: text(&self.authorities.trusted), over };
+        self.registry.apply(self.now, &Fact::Roll(roll));
+    }
+
+    /// Whether the engine says that this certificate is to be renewed now.
+    fn is_due(&self, serial: &str) -> bool {
+        let entry = self.registry.certificate(serial).unwrap();
+        self.now >= roll::renewal_due(&self.registry, entry, &self.device)
+    }
+
+    /// What the engine says unasked. False: the process is not there any more.
+    fn remind(&mut self, serial: &str) -> bool {
+        let event = match self.registry.roll().untold("pump-7") {
+            Some(id) => Event::Trust(Trust { bundle: text(&self.authorities.trusted), id: id.to_owned() }),
+            None if self.is_due(serial) => Event::Due,
+            None => return true,
+        };
+        self.goes_wrong() || self.event(event)
     }
 
     fn held(&self, serial: &str) -> Held {
@@ -120,8 +201,12 @@ impl World {
         paper.and_then(|paper| paper.1.clone())
     }
 
-    /// Whether a certificate opens a connection, by handshake and registry.
+    /// Whether a certificate opens a connection, by handshake and registry. The error says whether it has expired.
     fn opens(&self, serial: &str, recovery: bool) -> Result<(), bool> {
+        let is_known = self.authorities.trusted.contains(&self.authorities.signed[serial]);
+        if !is_known || !self.trusts.contains(&self.authorities.shows) {
+            return Err(false);
+        }
         let late = self.now.since(self.held(serial).not_after);
         if late > if recovery { RECOVERY } else { 0 } {
             return Err(true);
@@ -147,7 +232,19 @@ impl World {
                 self.made += 1;
                 self.new = Some((format!("k{}", self.made), None));
             }
-            Effect::Keep { chain, .. } => {
+            Effect::Trust(trust) => {
+                self.trusts = trust.bundle.split(',').map(|root| root.parse().unwrap()).collect();
+                if self.killed() {
+                    return false;
+                }
+                // The engine may not hear of it, or not in time.
+                if !self.goes_wrong() && trust.id == text(&self.authorities.trusted) {
+                    self.registry.apply(self.now, &Fact::Trusts { device: "pump-7".into(), bundle: trust.id });
+                }
+                return true;
+            }
+            Effect::Keep { chain, bundle } => {
+                self.trusts = bundle.split(',').map(|root| root.parse().unwrap()).collect();
                 let (key, _) = self.new.clone().expect("a key stands before its certificate");
                 assert_eq!(self.registry.certificate(&chain).unwrap().certificate.key, key);
                 self.new = Some((key, Some(chain)));
@@ -200,10 +297,10 @@ impl World {
         let serial = self.serial(way).expect("a session has a certificate");
         let key = self.new.clone().expect("the key is kept before anything is asked for it").0;
         match renew::decide(&self.registry, &self.device, &serial, &key, self.now) {
-            Ok(Verdict::Again(serial)) => Answer::Given { chain: serial, bundle: String::new() },
+            Ok(Verdict::Again(serial)) => Answer::Given { chain: serial, bundle: text(&self.authorities.trusted) },
             Ok(Verdict::New { replaces }) => {
                 let chain = self.issue(&key, Some(replaces), true);
-                Answer::Given { chain, bundle: String::new() }
+                Answer::Given { chain, bundle: text(&self.authorities.trusted) }
             }
             Err(refusal) => Answer::Refused(refusal.code().to_owned()),
         }
@@ -213,12 +310,12 @@ impl World {
         let key = self.new.clone().expect("the key is kept before anything is asked for it").0;
         let ask = Ask { device: "pump-7", key: &key, hw: "", by: By::Claim("g") };
         match enrol::decide(&self.registry, &ask, self.now) {
-            Ok(enrol::Verdict::Again(known)) => Answer::Given { chain: known.serial, bundle: String::new() },
+            Ok(enrol::Verdict::Again(known)) => Answer::Given { chain: known.serial, bundle: text(&self.authorities.trusted) },
             Ok(enrol::Verdict::New(mut new)) => {
                 new.serial = self.issue(&key, None, true);
                 let chain = new.serial.clone();
                 self.registry.apply(self.now, &Fact::Enrolled(new));
-                Answer::Given { chain, bundle: String::new() }
+                Answer::Given { chain, bundle: text(&self.authorities.trusted) }
             }
             Err(refusal) => Answer::Refused(refusal.code().to_owned()),
         }
@@ -233,9 +330,10 @@ impl World {
         }
         let Some((identity, started)) = &self.process else { return };
         if identity.session().is_some() {
+            let serial = identity.session().filter(|way| way.is_whole()).and_then(|way| self.serial(way));
             if self.goes_wrong() {
                 self.cut();
-            } else {
+            } else if serial.is_none_or(|serial| self.remind(&serial)) {
                 self.event(Event::Tick);
             }
             return;
@@ -258,6 +356,7 @@ impl World {
             }
         } else {
             assert_eq!(way, Way::Claim, "{way:?} without a certificate");
+            assert!(self.trusts.contains(&self.authorities.shows), "it does not trust the engine any more");
         }
         // It may be killed, or cut off, between the engine's note and the answer to its hello.
         if self.killed() || !self.event(Event::Connected(way)) {
@@ -269,9 +368,10 @@ impl World {
                 self.cut();
                 return;
             }
-            let held = self.held(&serial.unwrap());
-            let renew = self.now >= renewal_due(held.not_before, held.not_after, &self.device);
-            self.event(Event::Greeted { renew });
+            let serial = serial.unwrap();
+            if self.remind(&serial) {
+                self.event(Event::Greeted { renew: self.is_due(&serial) });
+            }
         }
     }
 
@@ -293,11 +393,10 @@ impl World {
             let serial = self.current.as_ref().and_then(|paper| paper.1.clone());
             if let (Some(Way::Current), Some(serial), None) = (identity.session(), serial, &self.new)
                 && self.opens(&serial, false).is_ok()
+                && !self.is_due(&serial)
+                && self.registry.roll().untold("pump-7").is_none()
             {
-                let held = self.held(&serial);
-                if self.now < renewal_due(held.not_before, held.not_after, &self.device) {
-                    return;
-                }
+                return;
             }
         }
         panic!("{what}: locked out: {:?} {:?} {:?}", self.current, self.new, self.process);
@@ -305,7 +404,7 @@ impl World {
 }
 
 /// Chaos, then calm, then a time away; again and again.
-fn live(seed: u64, enrolled: bool) -> (u64, u64) {
+fn live(seed: u64, enrolled: bool) -> [u64; 3] {
     let mut world = World::new(seed, enrolled);
     let mut rotations = 0;
     for round in 0..12 {
@@ -315,6 +414,9 @@ fn live(seed: u64, enrolled: bool) -> (u64, u64) {
         for _ in 0..world.rng.random_range(5..40) {
             if world.rng.random_range(0..4) == 0 {
                 world.event(Event::Rotate);
+            }
+            if world.rng.random_range(0..10) == 0 && world.holds_one() {
+                world.operate();
             }
             world.turn(true);
             assert!(world.holds_one() || !had_one, "{what}: it holds nothing that works");
@@ -333,20 +435,25 @@ fn live(seed: u64, enrolled: bool) -> (u64, u64) {
             world.process = None;
         }
         world.now = world.now.plus([0, MINUTE, 26 * 60 * MINUTE, 340 * DAY, 420 * DAY][world.rng.random_range(0..5)]);
+        for _ in 0..world.rng.random_range(0..3) {
+            if world.holds_one() {
+                world.operate();
+            }
+        }
         assert!(world.holds_one() || !enrolled && round == 0, "{what}: away for too long");
     }
-    (rotations, world.kills)
+    [rotations, world.kills, world.authorities.rolled]
 }
 
 #[test]
 fn whatever_is_killed_or_lost_a_device_is_never_locked_out() {
-    let (mut rotations, mut kills) = (0, 0);
+    let mut sums = [0; 3];
     for seed in 0..400 {
-        let (rotated, killed) = live(seed, true);
-        rotations += rotated;
-        kills += killed;
+        sums.iter_mut().zip(live(seed, true)).for_each(|(sum, one)| *sum += one);
     }
-    assert!(rotations > 1_000 && kills > 10_000, "{rotations} rotations, {kills} kills: nothing was tried");
+    let [rotations, kills, rolls] = sums;
+    let tried = rotations > 1_000 && kills > 10_000 && rolls > 200;
+    assert!(tried, "{rotations} rotations, {kills} kills, {rolls} roots rolled: nothing was tried");
 }
 
 #[test]

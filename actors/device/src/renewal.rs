@@ -24,14 +24,18 @@ pub fn renewal_due(not_before: Timestamp, not_after: Timestamp, device: &DeviceI
     let whole = not_after.since(not_before).max(0);
     let life = if whole > BACKDATE { whole - BACKDATE } else { whole };
     let left = LEFT.min(life / 3);
+    not_after.plus(-left + spread(device, left / SPREAD))
+}
+
+/// This device's place in a length of time over which a fleet is spread, in nanoseconds: the same whoever asks.
+pub fn spread(device: &DeviceId, over: i64) -> i64 {
     // FNV-1a: small, and the same on every machine.
     let hash = device
         .as_str()
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    let spread = u64::try_from(left / SPREAD).unwrap_or(0).max(1);
-    // The low bits of this hash are the good ones, and the spread is far from a power of two.
-    not_after.plus(-left + i64::try_from(hash % spread).unwrap_or(0))
+    // The low bits of this hash are the good ones, and the length is far from a power of two.
+    i64::try_from(hash % u64::try_from(over).unwrap_or(0).max(1)).unwrap_or(0)
 }
 
 #[cfg(test)]

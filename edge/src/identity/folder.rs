@@ -130,13 +130,21 @@ impl Folder {
         paper::fits(&chain, &new.key).map_err(unusable)?;
         paper::held(&chain).map_err(unusable)?;
         // Whom to trust comes first: it holds for the current certificate, too.
+        self.trust(bundle)?;
+        let key = new.key.clone();
+        write(&self.path.join(NEW), &text(&key, &chain), 0o600)?;
+        self.new = Some(Pair { key, chain: Some(chain) });
+        Ok(())
+    }
+
+    /// Keeps whom to trust. What holds no authority, or anything else, is an error: the device would be locked out.
+    pub fn trust(&mut self, bundle: String) -> Result<(), EdgeError> {
+        let unusable = |e: BadPaper| EdgeError::Identity(format!("whom to trust, as it has come: {e}"));
+        paper::authorities(&bundle).map_err(unusable)?;
         if bundle != self.authority || !self.path.join(AUTHORITY).exists() {
             write(&self.path.join(AUTHORITY), &bundle, 0o644)?;
             self.authority = bundle;
         }
-        let key = new.key.clone();
-        write(&self.path.join(NEW), &text(&key, &chain), 0o600)?;
-        self.new = Some(Pair { key, chain: Some(chain) });
         Ok(())
     }
 
@@ -248,6 +256,12 @@ mod tests {
         }
     }
 
+    fn authority() -> String {
+        let key = KeyPair::generate().unwrap();
+        let is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        CertificateParams { is_ca, ..CertificateParams::default() }.self_signed(&key).unwrap().pem()
+    }
+
     fn certificate(key_pem: &str) -> String {
         let key = KeyPair::from_pem(key_pem).unwrap();
         CertificateParams::default().self_signed(&key).unwrap().pem()
@@ -269,14 +283,22 @@ mod tests {
         };
         assert_eq!(again(&folder), Kept { current: None, new: Some(None) });
         let chain = certificate(&key);
-        folder.keep(chain.clone(), "bundle".into()).unwrap();
+        let bundle = authority();
+        folder.keep(chain.clone(), bundle.clone()).unwrap();
         let held = paper::held(&chain).unwrap();
         assert_eq!(again(&folder), Kept { current: None, new: Some(Some(held)) });
-        assert_eq!(folder.authority(), "bundle");
+        assert_eq!(folder.authority(), bundle);
+        for wrong in [String::new(), "bundle".into(), chain.clone(), format!("{bundle}{chain}")] {
+            assert!(folder.trust(wrong).is_err());
+        }
+        let both = format!("{bundle}{}", authority());
+        folder.trust(both.clone()).unwrap();
+        again(&folder);
+        assert_eq!(folder.authority(), both);
         folder.promote().unwrap();
         assert_eq!(again(&folder), Kept { current: Some(held), new: None });
         folder.make_key().unwrap();
-        assert!(folder.keep(chain, "bundle".into()).unwrap_err().to_string().contains("another key"));
+        assert!(folder.keep(chain, bundle).unwrap_err().to_string().contains("another key"));
         folder.forget().unwrap();
         folder.forget().unwrap();
         assert_eq!(again(&folder), Kept { current: Some(held), new: None });

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Answer, Held};
+use super::{Answer, Event, Held, Trust};
 
 /// Why a key or a certificate cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -101,6 +101,36 @@ pub fn ask_first(
 /// Asks for the next certificate, for a key.
 pub fn ask_next(request_id: &str, key_pem: &str) -> Result<Vec<u8>, BadPaper> {
     Ok(json!({ "request_id": request_id, "csr": request(key_pem)? }).to_string().into_bytes())
+}
+
+/// Says that whom to trust, by this name of it, is kept.
+pub fn say_trust(request_id: &str, bundle_id: &str) -> Vec<u8> {
+    json!({ "request_id": request_id, "step": "trust", "bundle_id": bundle_id }).to_string().into_bytes()
+}
+
+/// Reads what the engine says unasked; `None`: it is something else.
+pub fn unasked(payload: &[u8]) -> Option<Event> {
+    let value: Value = serde_json::from_slice(payload).ok()?;
+    let text = |key: &str| value[key].as_str().map(str::to_owned);
+    match value["cert_action"].as_str()? {
+        "renew" => Some(Event::Due),
+        "trust" => Some(Event::Trust(Trust { bundle: text("bundle")?, id: text("bundle_id")? })),
+        _ => None,
+    }
+}
+
+/// Whether these are certificates of authorities, all of them.
+pub fn authorities(bundle_pem: &str) -> Result<(), BadPaper> {
+    let mut count = 0;
+    for der in CertificateDer::pem_slice_iter(bundle_pem.as_bytes()) {
+        let der = der.map_err(bad)?;
+        let (_, certificate) = X509Certificate::from_der(&der).map_err(bad)?;
+        if !certificate.is_ca() {
+            return Err(BadPaper(format!("{} is no authority", certificate.subject())));
+        }
+        count += 1;
+    }
+    if count == 0 { Err(BadPaper("holds no certificate in PEM form".to_owned())) } else { Ok(()) }
 }
 
 /// Reads an answer to the request of this name; `None`: it is to another one, or cannot be read.

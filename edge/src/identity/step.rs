@@ -74,6 +74,9 @@ impl Identity {
                 }
             }
             Event::Ended { way, reached, expired } => self.ended(way, reached, expired, now),
+            // Only the current one can be due: another is on its way already.
+            Event::Due => self.wanted |= self.session == Some(Way::Current),
+            Event::Trust(trust) => effects.push(Effect::Trust(trust)),
             Event::Answer(answer) => self.answered(answer, now, &mut effects),
             Event::Kept(kept) => self.wrote(kept, now, &mut effects),
             Event::NotKept => {

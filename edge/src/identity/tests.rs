@@ -145,3 +145,24 @@ fn one_that_has_expired_is_renewed_where_that_is_done() {
     assert_eq!(unnoted.step(Event::Kept(with(-1)), at(5), NOW), [Effect::MakeKey]);
     assert_eq!(unnoted.session(), Some(Way::Recovery));
 }
+
+#[test]
+fn what_the_engine_says_unasked_is_followed_and_disturbs_nothing() {
+    let mut identity = identity(with(365), false, false);
+    let trust = Trust { bundle: "b".into(), id: "1".into() };
+    identity.step(Event::Connected(Way::Current), at(0), NOW);
+    assert_eq!(identity.step(Event::Due, at(0), NOW), [], "first the hello");
+    assert_eq!(identity.step(Event::Greeted { renew: false }, at(0), NOW), [Effect::MakeKey]);
+    assert_eq!(identity.step(Event::Trust(trust.clone()), at(0), NOW), [Effect::Trust(trust)]);
+    let mut kept = with(365);
+    kept.new = Some(None);
+    assert_eq!(identity.step(Event::Kept(kept), at(1), NOW), [Effect::AskNext], "what was under way goes on");
+    kept.new = Some(Some(held(365)));
+    identity.step(given(), at(1), NOW);
+    identity.step(Event::Kept(kept), at(1), NOW);
+    identity.step(ended(Way::Current, true), at(1), NOW);
+    identity.step(Event::Connected(Way::New), at(1), NOW);
+    assert_eq!(identity.step(Event::Due, at(1), NOW), [], "the new one is not the one that is due");
+    assert_eq!(identity.step(Event::Greeted { renew: false }, at(2), NOW), [Effect::Promote]);
+    assert_eq!(identity.step(Event::Kept(with(365)), at(2), NOW), []);
+}

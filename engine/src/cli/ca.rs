@@ -1,5 +1,7 @@
 //! `weir ca`
 
+mod roll;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -171,6 +173,14 @@ enum Action {
         #[command(flatten)]
         at: At,
     },
+    /// Put a new root in the place of the old one, step by step, without locking anybody out.
+    #[command(
+        after_help = "begin: both roots are trusted, the old one signs. switch: the new one signs, devices renew. finish: the old one is gone.\nUp to `switch` it can be called off (`cancel`).\n\nExamples:\n  weir ca roll begin\n  weir ca roll status\n  weir ca roll switch --over 5d\n  weir ca roll finish"
+    )]
+    Roll {
+        #[command(subcommand)]
+        step: roll::Step,
+    },
     /// Print whom to trust (PEM).
     Export {
         /// The list of revoked certificates instead (RFC 5280).
@@ -209,6 +219,7 @@ pub(super) fn main(args: &Args) -> Result<(), Exit> {
             let subject = kind.subject(name)?;
             issue(at, &Wish { subject, days: *days, csr: csr.as_deref(), out, force: *force }, None, true)
         }
+        Action::Roll { step } => roll::main(step),
         Action::Export { crl, issuing, at } => export(at, *crl, *issuing),
     }
 }

@@ -33,6 +33,9 @@ pub struct AlertsConfig {
     pub channels: Vec<ChannelConfig>,
     /// Whom the names in `escalate = '..'` stand for: names of channels.
     pub people: BTreeMap<String, BTreeSet<String>>,
+    /// Who of them is told of certificates of devices that end soon and were not renewed; none: nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<String>,
     /// Which incidents make which others not worth telling.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inhibit: Vec<alerts::Inhibit>,
@@ -48,6 +51,7 @@ impl Default for AlertsConfig {
             repeat: Duration::from_secs(4 * 3600),
             channels: Vec::new(),
             people: BTreeMap::new(),
+            certificates: None,
             inhibit: Vec::new(),
         }
     }
@@ -212,6 +216,9 @@ impl AlertsConfig {
                 return wrong("alerts.people", format!("{person:?}: there is no channel {unknown:?}; {help}"));
             }
         }
+        if let Some(who) = self.certificates.as_ref().filter(|who| !self.people.contains_key(*who)) {
+            return wrong("alerts.certificates", format!("{who:?} has no line in [alerts.people]: add one"));
+        }
         if self.inhibit.iter().any(|inhibit| inhibit.source.is_empty() || inhibit.target.is_empty()) {
             let message = "`source` and `target` need a matcher each, such as \"rule=gateway_down\"";
             return wrong("alerts.inhibit", message.to_owned());
@@ -310,6 +317,7 @@ mod tests {
     const GOOD: &str = r#"
 [alerts]
 max_age = "2h"
+certificates = "oncall"
 
 [[alerts.channels]]
 name = "ops"
@@ -398,6 +406,7 @@ oncall = ["ops", "file"]
             ("secret = \"s3cret-value\"", "timeout = \"1ms\"", "100ms"),
             ("max_age = \"2h\"", "max_age = \"0s\"", "alerts.max_age"),
             ("max_age = \"2h\"", "max_waiting = 0", "alerts.max_waiting"),
+            ("certificates = \"oncall\"", "certificates = \"lead\"", "alerts.certificates: \"lead\" has no line"),
             ("secret = ", "secrets = ", "unknown field"),
             ("rule=gateway", "gateway", "is no matcher"),
             ("[\"rule=gateway\"]", "[]", "alerts.inhibit: `source` and `target`"),

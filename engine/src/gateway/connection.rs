@@ -28,7 +28,7 @@ use super::control::{Disconnect, Options};
 use super::fault::{Fault, code};
 use super::frame::{self, Version};
 use super::hub::Hub;
-use super::identity::Identity;
+use super::identity::{Identity, Reminder};
 use super::limits::{OUT_HIGH, READ_MAX, READ_MIN};
 use super::metrics::{Counts, up};
 use super::route::Routes;
@@ -173,6 +173,8 @@ pub(crate) struct Connection<I: Ingress, S> {
     due: [Instant; 2],
     /// Nothing is read before this, because more came than is allowed.
     paced: Option<Instant>,
+    /// What a device was told last to do about its certificate, and when.
+    pub(crate) reminded: Option<(Reminder, Instant)>,
 }
 
 /// How long a message may wait for an outcome that nobody has promised any more (looked at as often as that).
@@ -231,6 +233,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             sleep: None,
             due: [now; 2],
             paced: None,
+            reminded: None,
         }
     }
 
@@ -303,6 +306,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
             }
             Ok(_) => {}
         }
+        self.remind();
         Ok(())
     }
 

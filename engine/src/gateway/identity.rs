@@ -134,8 +134,19 @@ struct Card {
     children: BTreeSet<DeviceId>,
     /// From when on its certificate is to be renewed, if that has not been done.
     due: Option<Timestamp>,
-    /// Whether it may do nothing but that.
+    /// Whether it is to be told whom to trust, because that has changed.
+    to_trust: bool,
+    /// Whether it may do nothing but renew its certificate.
     recovers: bool,
+}
+
+/// What a device is told of its own accord, not because it asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reminder {
+    /// Whom it trusts is to change.
+    Trust,
+    /// Its certificate is due to be renewed.
+    Renew,
 }
 
 impl Card {
@@ -159,8 +170,8 @@ impl Identity {
 
     /// A device that showed a certificate with this number, and the devices that it speaks for.
     pub fn device(id: DeviceId, serial: String, children: BTreeSet<DeviceId>) -> Self {
-        let (subject, due, recovers) = (Subject::Device(id.clone()), None, false);
-        Self { kind: Kind::Device(Arc::new(Card { subject, id, serial, children, due, recovers })) }
+        let (subject, due, to_trust, recovers) = (Subject::Device(id.clone()), None, false, false);
+        Self { kind: Kind::Device(Arc::new(Card { subject, id, serial, children, due, to_trust, recovers })) }
     }
 
     /// The same device, whose certificate is to be renewed from this time on.
@@ -169,6 +180,23 @@ impl Identity {
             Arc::make_mut(card).due = due;
         }
         self
+    }
+
+    /// The same device, which is (not) to be told whom to trust.
+    pub fn to_trust(mut self, to_trust: bool) -> Self {
+        if let Kind::Device(card) = &mut self.kind {
+            Arc::make_mut(card).to_trust = to_trust;
+        }
+        self
+    }
+
+    /// The device itself, not its gateway, and what it is to be told now.
+    pub(crate) fn reminder(&self, now: Timestamp) -> Option<(&DeviceId, Reminder)> {
+        let Kind::Device(card) = &self.kind else { return None };
+        // Whom to trust comes first: a certificate of an authority that the device does not know yet is worth little to it.
+        let due = || card.due.is_some_and(|due| now >= due).then_some(Reminder::Renew);
+        let reminder = if card.to_trust { Some(Reminder::Trust) } else { due() };
+        reminder.filter(|_| !card.recovers).map(|reminder| (&card.id, reminder))
     }
 
     /// The same device, which may do nothing but ask for its next certificate.

@@ -16,13 +16,14 @@ use super::connection::{Boxed, Connection, End, Wait};
 use super::fault::{Fault, code};
 use super::frame::{Frame, Version, kind};
 use super::hub::Hub;
-use super::identity::Asker;
+use super::identity::{Asker, Reminder};
 use super::incoming::{Arrival, Verdict};
 use super::message::{Delivery, Message};
 use super::metrics::up;
 use super::publish;
 use super::reply;
 use super::route::Target;
+use crate::renewal;
 
 /// What is left of a PUBLISH once its topic is resolved.
 struct Head {
@@ -66,6 +67,9 @@ fn verdict(version: Version, words: bool, outcome: Outcome) -> Verdict {
     };
     Verdict { code, text: words.then_some(text) }
 }
+
+/// A device that has not done what it was told to do about its certificate is told again after this time.
+const REMIND_AGAIN: Duration = Duration::from_secs(600);
 
 impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
     /// Handles the PUBLISH at the start of the buffer, or begins to wait for what it needs first; then it is
@@ -152,6 +156,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         match &route.target {
             Target::Device(channel, device) => {
                 let due = *channel == Channel::Hello && self.identity.is_due(device, self.received);
+                let is_hello = *channel == Channel::Hello;
                 let channel = if due { Channel::HelloDue } else { channel.clone() };
                 let retains = route.target.retains();
                 up(&self.shared.hub.metrics.to_device);
@@ -169,6 +174,9 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
                 self.push(at, inbound);
                 // After the device, and only as a copy for the eyes: records are never taken from here.
                 self.publish_live(at, Head { retain: head.retain && retains, ..head }, payload);
+                if is_hello {
+                    self.remind();
+                }
             }
             Target::Stray { sender, reason, text } => {
                 up(&self.shared.hub.metrics.to_nobody);
@@ -215,7 +223,7 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         let Some(guard) = self.shared.guard.clone() else { return };
         let topic = format!("provisioning/{}/res", asker.name());
         let answered = guard.provision(Some((asker, self.number)), self.peer, payload);
-        let answer = async move { answered.await.map(|answered| answered.bytes()).unwrap_or_default() };
+        let answer = async move { answered.await.map(|answered| answered.bytes()) };
         self.answer_when_decided(topic, 1, ticket, answer);
     }
 
@@ -227,6 +235,31 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         self.answer_when_decided(topic, qos.max(1), ticket, answer);
     }
 
+    /// Tells a device what it is to do about its certificate, if it listens there: now and then, as long as it has not done it.
+    pub(crate) fn remind(&mut self) {
+        let Some(guard) = &self.shared.guard else { return };
+        let Some((device, reminder)) = self.identity.reminder((self.shared.clock)()) else {
+            self.reminded = None;
+            return;
+        };
+        if self.reminded.is_some_and(|(told, at)| told == reminder && self.now.duration_since(at) < REMIND_AGAIN) {
+            return;
+        }
+        let topic = format!("devices/{device}/cert/res");
+        if !self.core.filters.iter().any(|filter| super::topic::matches(filter, &topic)) {
+            return;
+        }
+        self.reminded = Some((reminder, self.now));
+        let guard = guard.clone();
+        let text = async move {
+            match reminder {
+                Reminder::Trust => guard.whom_to_trust().await,
+                Reminder::Renew => Some(renewal::RENEW_NOW.into()),
+            }
+        };
+        self.answer_when_decided(topic, 1, None, text);
+    }
+
     /// The answer goes to this session alone, whatever else is subscribed, and the acknowledgement after it: both when what was
     /// decided is durable.
     fn answer_when_decided(
@@ -234,16 +267,18 @@ impl<I: Ingress, S: AsyncRead + AsyncWrite + Unpin> Connection<I, S> {
         topic: String,
         qos: u8,
         ticket: Option<u64>,
-        answer: impl Future<Output = Vec<u8>> + Send + 'static,
+        answer: impl Future<Output = Option<Vec<u8>>> + Send + 'static,
     ) {
         let (hub, session) = (self.shared.hub.clone(), self.session.clone());
         // Held until it is decided, as by every message that is on its way.
         let sink = self.session.sink.clone();
         tokio::spawn(async move {
-            let (topic, payload, retain) = (Arc::from(topic), answer.await.into(), false);
-            let message =
-                Message { topic, payload, qos, retain, properties: Bytes::new(), expires: None, publisher: 0 };
-            hub.offer(&session, Delivery { message: Arc::new(message), qos, retain, ids: Vec::new() });
+            if let Some(answer) = answer.await {
+                let (topic, payload, retain) = (Arc::from(topic), answer.into(), false);
+                let message =
+                    Message { topic, payload, qos, retain, properties: Bytes::new(), expires: None, publisher: 0 };
+                hub.offer(&session, Delivery { message: Arc::new(message), qos, retain, ids: Vec::new() });
+            }
             if let Some(ticket) = ticket {
                 sink.decided(ticket, Outcome::Stored);
             }

@@ -10,7 +10,7 @@ use crate::agent;
 use crate::client::EdgeConfig;
 use crate::error::EdgeError;
 use crate::identity::folder::{Folder, Pair};
-use crate::identity::{Effect, Event, Identity, IdentityConfig, Means, Way, paper};
+use crate::identity::{Effect, Event, Identity, IdentityConfig, Means, Trust, Way, paper};
 use crate::mqtt::{Hail, Incoming, MqttConfig, MqttError, Outgoing, TlsConfig};
 
 /// How often the wall clock is looked at, to see whether the certificate is due.
@@ -151,7 +151,9 @@ impl Task {
         if *topic != papers.topics().1 {
             return Some(message);
         }
-        if let Some(answer) = paper::answer(&papers.request, payload) {
+        if let Some(event) = paper::unasked(payload) {
+            self.papers(event).await;
+        } else if let Some(answer) = paper::answer(&papers.request, payload) {
             if let crate::identity::Answer::Refused(reason) = &answer {
                 let text = String::from_utf8_lossy(payload);
                 tracing::warn!(device = %self.config.device, reason, %text, "no certificate");
@@ -193,6 +195,7 @@ impl Task {
         match effect {
             Effect::MakeKey => self.write(Folder::make_key).await,
             Effect::Keep { chain, bundle } => self.write(move |folder| folder.keep(chain, bundle)).await,
+            Effect::Trust(trust) => self.trust(trust).await,
             Effect::Promote => self.write(Folder::promote).await,
             Effect::Forget => self.write(Folder::forget).await,
             Effect::AskNonce => self.ask(|id, _| Ok(paper::ask_nonce(id))),
@@ -212,6 +215,17 @@ impl Task {
                 Some(Event::Ended { way, reached: true, expired: false })
             }
         }
+    }
+
+    /// Keeps whom to trust and says so. What was under way goes on: nothing of it has changed.
+    async fn trust(&mut self, trust: Trust) -> Option<Event> {
+        let id = trust.id;
+        if let Some(Event::Kept(_)) = self.write(move |folder| folder.trust(trust.bundle)).await {
+            tracing::info!(device = %self.config.device, "whom to trust was changed");
+            let name = format!("{:016x}", rand::random::<u64>());
+            self.send(&paper::say_trust(&name, &id));
+        }
+        None
     }
 
     /// Writes something, on a thread that may wait for the disk.
@@ -249,12 +263,17 @@ impl Task {
                 return Some(Event::NotKept);
             }
         };
+        self.send(&payload);
+        None
+    }
+
+    /// Sends something about the certificate.
+    fn send(&mut self, payload: &[u8]) {
+        let (Some(papers), Some(link)) = (&self.papers, self.link.as_mut()) else { return };
         let (topic, _) = papers.topics();
-        let link = self.link.as_mut()?;
-        let message = Outgoing { qos: 1, ..act::telemetry(&topic, &payload) };
+        let message = Outgoing { qos: 1, ..act::telemetry(&topic, payload) };
         if let Err(error) = link.publish(&message) {
             tracing::debug!(device = %self.config.device, %error, "cannot ask for a certificate");
         }
-        None
     }
 }
