@@ -270,8 +270,10 @@ pub async fn run_holding(
         .name("query".to_owned())
         .stack_size(STACK)
         .spawn(move || {
-            drop(sender.send(runtime.block_on(run_here(&context, &sql, bounds))));
+            let result = runtime.block_on(run_here(&context, &sql, bounds));
+            // First, so that whoever has the answer may ask again.
             drop(hold);
+            drop(sender.send(result));
         })
         .map_err(|e| QueryError::Query(format!("no thread for the query: {e}; try again later")))?;
     match tokio::time::timeout(bounds.time.saturating_add(OVERTIME), receiver).await {
