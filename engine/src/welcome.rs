@@ -60,3 +60,112 @@ impl Welcome {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use access::audit::Audit;
+    use access::authority::DAY;
+    use access::registry::{Certificate, Fact, RegistryError};
+    use access::users::Users;
+    use device::time::{SECOND, Timestamp};
+    use serde_json::json;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::core::{Core, Silent};
+    use crate::gateway::Identity;
+    use crate::groups::Members;
+    use crate::login::Login;
+    use crate::project;
+    use crate::trust::Trust;
+
+    const NOW: Timestamp = Timestamp(1_800_000_000 * SECOND);
+
+    /// One life of an engine.
+    async fn life(data: &Path) -> (Core, Trust) {
+        let mut config = Config::default();
+        config.store.data = data.to_owned();
+        config.node.shards = 1;
+        let clock: Clock = Arc::new(|| NOW);
+        let core = Core::open(&config, project::check(Vec::new()).unwrap(), clock.clone(), Arc::new(Silent)).await;
+        let (core, audit) = (core.unwrap(), Arc::new(Audit::open(data).unwrap()));
+        let users = Arc::new(Users::open(data).unwrap());
+        let login = Arc::new(Login::new(users, clock.clone(), config.limits.failed_logins));
+        let trust = Trust::open(&config, clock, audit, &login).unwrap();
+        trust.guard.receive_by(Welcome::new(core.node.clone(), core.groups.clone()));
+        (core, trust)
+    }
+
+    async fn wanted(core: &Core, patch: Option<Value>) -> Value {
+        let id = DeviceId::new("pump-7").unwrap();
+        if let Some(Value::Object(patch)) = patch {
+            let ask = Ask {
+                shadow: DEFAULT.into(),
+                patch: Some(patch),
+                by: "ada".into(),
+                request: None,
+                if_dv: None,
+                ttl: None,
+            };
+            let answer = core.node.request(&id, |device, now| device.ask(ask.clone(), now)).await;
+            assert!(matches!(answer, Some(Answer::Changed(_))), "{answer:?}");
+        }
+        let view = core.node.look(&id, |device| device.shadow(DEFAULT, NOW)).await.unwrap().unwrap();
+        Value::Object(view.desired)
+    }
+
+    /// The engine is killed when the device is in its group and has its configuration, and its certificate does not count as used.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_crash_before_the_certificate_counts_loses_and_undoes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (core, trust) = life(dir.path()).await;
+        let enrolled = Enrolled {
+            device: "pump-7".into(),
+            key: "k".into(),
+            serial: "1".into(),
+            group: "line-1".into(),
+            claim: None,
+            origin: None,
+            hw: String::new(),
+            labels: std::collections::BTreeMap::new(),
+        };
+        let certificate = Certificate {
+            serial: "1".into(),
+            subject: "urn:dev:main:pump-7".into(),
+            key: "k".into(),
+            not_before: NOW.plus(-DAY),
+            not_after: NOW.plus(365 * DAY),
+            pending: true,
+            replaces: None,
+        };
+        let first = json!({ "interval": 5 });
+        let facts = vec![
+            Fact::Config { group: "line-1".into(), config: Some(first.clone()) },
+            Fact::Issued(certificate),
+            Fact::Enrolled(enrolled.clone()),
+        ];
+        trust.registry().change::<RegistryError>(NOW, |_| Ok(facts)).unwrap();
+        let welcome = Welcome::new(core.node.clone(), core.groups.clone());
+        welcome.receive(&enrolled, Some(first.clone())).await.unwrap();
+        assert_eq!(wanted(&core, None).await, first);
+        drop(welcome);
+        drop(trust);
+        core.shutdown(false).await.unwrap();
+
+        let (core, trust) = life(dir.path()).await;
+        let identity = Identity::device(DeviceId::new("pump-7").unwrap(), "1".into(), [].into());
+        assert!(trust.guard.awaits(&identity), "it counts as used before it was");
+        assert_eq!(wanted(&core, None).await, first);
+        // Somebody wants something else before the device comes again.
+        let changed = wanted(&core, Some(json!({ "interval": 9 }))).await;
+        trust.guard.clone().came_in(&identity).await.unwrap();
+        assert!(!trust.guard.awaits(&identity));
+        assert_eq!(wanted(&core, None).await, changed);
+        assert_eq!(core.groups.get("line-1"), Some(Members::Devices(vec!["pump-7".into()])));
+        drop(trust);
+        core.shutdown(false).await.unwrap();
+    }
+}
