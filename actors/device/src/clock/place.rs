@@ -55,7 +55,7 @@ pub(super) fn pieces(clocks: Option<&Clocks>, frame: &Frame, received: Timestamp
         Origin::Unknown => (None, true, 0),
     };
     let (found, unknown, extra) = match (shift, monos) {
-        (Some(shift), _) => (same_boot(clocks, frame, shift), false, 0),
+        (Some(shift), _) => (same_boot(clocks, frame, shift, received), false, 0),
         // Another boot's: its own clock, if that is known and was set.
         (None, Some((_, base))) => own((of_another_boot(clocks, frame, base), 0)),
         (None, None) => own(by_time(clocks, frame)),
@@ -120,7 +120,7 @@ fn anchored(mut pieces: Pieces, shift: i64, age: i64) -> Pieces {
 
 /// Records of the boot that sends them: by each clock of it that was measured, and of these by the one that says it most
 /// exactly. One that showed something else is led over to by the monotonic clock.
-fn same_boot(clocks: &Clocks, frame: &Frame, shift: i64) -> Option<Vec<Piece>> {
+fn same_boot(clocks: &Clocks, frame: &Frame, shift: i64, received: Timestamp) -> Option<Vec<Piece>> {
     let current = clocks.list.last()?;
     let mono = i128::from(frame.mono?);
     let now = i128::from(frame.wall.0) - mono;
@@ -144,7 +144,7 @@ fn same_boot(clocks: &Clocks, frame: &Frame, shift: i64) -> Option<Vec<Piece>> {
         };
         let Some(pieces) = pieces else { continue };
         // Another clock has to say it far better than its own.
-        let err = worst(&pieces, low, high);
+        let err = worst(&pieces, (low, high), received);
         let err = if own { err } else { err.saturating_mul(2).saturating_add(SECOND / 100) };
         if best.as_ref().is_none_or(|(least, _)| err < *least) {
             best = Some((err, pieces));
@@ -153,9 +153,12 @@ fn same_boot(clocks: &Clocks, frame: &Frame, shift: i64) -> Option<Vec<Piece>> {
     best.map(|(_, pieces)| pieces)
 }
 
-/// The larger of the errors at both ends.
-fn worst(pieces: &[Piece], low: i64, high: i64) -> i64 {
-    let at = |ts: i64| pieces.iter().rfind(|piece| piece.from.0 <= ts).map_or(i64::MAX, |piece| piece.err_at(ts));
+/// The larger of the errors at both ends, as they would be stated: an offset that is not applied is a part of them.
+fn worst(pieces: &[Piece], (low, high): (i64, i64), received: Timestamp) -> i64 {
+    let at = |ts: i64| {
+        let piece = pieces.iter().rfind(|piece| piece.from.0 <= ts);
+        piece.map_or(i64::MAX, |piece| piece.corrected(Timestamp(ts), received).1)
+    };
     at(low).max(at(high))
 }
 
