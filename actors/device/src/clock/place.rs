@@ -143,9 +143,9 @@ fn same_boot(clocks: &Clocks, frame: &Frame, shift: i64, received: Timestamp) ->
             }
         };
         let Some(pieces) = pieces else { continue };
-        // Another clock has to say it far better than its own.
         let err = worst(&pieces, (low, high), received);
-        let err = if own { err } else { err.saturating_mul(2).saturating_add(SECOND / 100) };
+        // Its own clock counts where another says it hardly better.
+        let err = if own { err } else { err.saturating_add(SECOND / 100) };
         if best.as_ref().is_none_or(|(least, _)| err < *least) {
             best = Some((err, pieces));
         }
