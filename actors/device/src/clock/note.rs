@@ -48,25 +48,22 @@ impl Piece {
         self.err.saturating_add(scaled(self.err_rate, away))
     }
 
-    /// A device time as it is stated, and how far off that may be.
-    pub(super) fn corrected(&self, ts: Timestamp, received: Timestamp) -> (Timestamp, i64) {
-        let offset = self.offset.saturating_add(scaled(self.rate, ts.since(self.at)));
-        let err = self.err_at(ts.0);
-        // What cannot be is no better for being near to what is known.
-        let impossible = ts < EARLIEST || ts > received.plus(AHEAD);
-        match impossible || applies(offset, err) {
-            true => (ts.plus(offset), err),
-            // It may be off by all that was measured.
-            false => (ts, err.saturating_add(offset.saturating_abs())),
-        }
-    }
-
-    fn stamp(&self, ts: Timestamp, received: Timestamp) -> Stamp {
+    /// What follows for a device time.
+    pub(super) fn stamp(&self, ts: Timestamp, received: Timestamp) -> Stamp {
         let unknown = Stamp::unknown(received);
         if self.quality == UNKNOWN {
             return unknown;
         }
-        let (corrected, err) = self.corrected(ts, received);
+        let away = ts.since(self.at);
+        let offset = self.offset.saturating_add(scaled(self.rate, away));
+        let err = self.err_at(ts.0);
+        // What cannot be is no better for being near to what is known.
+        let impossible = ts < EARLIEST || ts > received.plus(AHEAD);
+        let (corrected, err) = match impossible || applies(offset, err) {
+            true => (ts.plus(offset), err),
+            // It may be off by all that was measured.
+            false => (ts, err.saturating_add(offset.saturating_abs())),
+        };
         if corrected < EARLIEST || corrected > received.plus(AHEAD) {
             return unknown;
         }

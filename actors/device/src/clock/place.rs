@@ -153,11 +153,12 @@ fn same_boot(clocks: &Clocks, frame: &Frame, shift: i64, received: Timestamp) ->
     best.map(|(_, pieces)| pieces)
 }
 
-/// The larger of the errors at both ends, as they would be stated: an offset that is not applied is a part of them.
+/// The larger of the errors at both ends, as they would be stated: an offset that is not applied is a part of them, and a time that
+/// cannot be is none.
 fn worst(pieces: &[Piece], (low, high): (i64, i64), received: Timestamp) -> i64 {
     let at = |ts: i64| {
         let piece = pieces.iter().rfind(|piece| piece.from.0 <= ts);
-        piece.map_or(i64::MAX, |piece| piece.corrected(Timestamp(ts), received).1)
+        piece.and_then(|piece| piece.stamp(Timestamp(ts), received).clock_err_ns).unwrap_or(i64::MAX)
     };
     at(low).max(at(high))
 }
