@@ -123,15 +123,14 @@ impl Folder {
 
     /// Keeps a certificate beside the new key, and whom to trust. One that is for another key is an error.
     pub fn keep(&mut self, chain: String, bundle: String) -> Result<(), EdgeError> {
-        let Some(new) = &self.new else {
+        let Some(key) = self.new.as_ref().map(|new| new.key.clone()) else {
             return Err(EdgeError::Identity("a certificate has come that nobody asked for".to_owned()));
         };
         let unusable = |e: BadPaper| EdgeError::Identity(format!("the certificate that has come: {e}"));
-        paper::fits(&chain, &new.key).map_err(unusable)?;
+        paper::fits(&chain, &key).map_err(unusable)?;
         paper::held(&chain).map_err(unusable)?;
         // Whom to trust comes first: it holds for the current certificate, too.
         self.trust(bundle)?;
-        let key = new.key.clone();
         write(&self.path.join(NEW), &text(&key, &chain), 0o600)?;
         self.new = Some(Pair { key, chain: Some(chain) });
         Ok(())
@@ -258,8 +257,9 @@ mod tests {
 
     fn authority() -> String {
         let key = KeyPair::generate().unwrap();
-        let is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        CertificateParams { is_ca, ..CertificateParams::default() }.self_signed(&key).unwrap().pem()
+        let mut params = CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.self_signed(&key).unwrap().pem()
     }
 
     fn certificate(key_pem: &str) -> String {

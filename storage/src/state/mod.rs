@@ -6,6 +6,7 @@
 //! [`StateError::Fenced`]. Deliberately absent: anything between checkpoints (that is the log's), and caches of rows
 //! (a sleeping device is read once when it wakes).
 
+mod indexes;
 mod keys;
 mod kv;
 mod memory;

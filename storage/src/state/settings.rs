@@ -7,7 +7,7 @@ use slatedb::config::{
 };
 
 /// Its own defaults keep a gigabyte of unflushed writes, compact four jobs at a time and keep caches of 640 MB;
-/// here every shard has a database, and what is read is read once.
+/// here every shard has a database, and what is read is read once (but for what `indexes` keeps).
 pub(super) fn settings() -> Settings {
     Settings {
         // Every write of ours flushes and waits; the timer only has to come by for sizes.

@@ -1,6 +1,7 @@
 //! [`Kv`] on SlateDB.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -8,7 +9,8 @@ use device::id::ShardId;
 use slatedb::{CloseReason, Db, ErrorKind, WriteBatch};
 
 use super::kv::{Batch, Kv};
-use super::{StateError, settings};
+use super::indexes::Indexes;
+use super::{StateError, indexes, settings};
 use crate::layout;
 use crate::store::Store;
 
@@ -33,6 +35,7 @@ impl SlateKv {
     pub(super) async fn open(store: &Store, shard: ShardId) -> Result<Self, StateError> {
         let db = Db::builder(layout::shard_state(shard), store.writing())
             .with_settings(settings::settings())
+            .with_db_cache(Arc::new(Indexes::new(indexes::MOST)), 0)
             .build()
             .await?;
         Ok(Self { db })

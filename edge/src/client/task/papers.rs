@@ -223,7 +223,7 @@ impl Task {
         if let Some(Event::Kept(_)) = self.write(move |folder| folder.trust(trust.bundle)).await {
             tracing::info!(device = %self.config.device, "whom to trust was changed");
             let name = format!("{:016x}", rand::random::<u64>());
-            self.send(&paper::say_trust(&name, &id));
+            self.hand_in(&paper::say_trust(&name, &id));
         }
         None
     }
@@ -263,12 +263,12 @@ impl Task {
                 return Some(Event::NotKept);
             }
         };
-        self.send(&payload);
+        self.hand_in(&payload);
         None
     }
 
     /// Sends something about the certificate.
-    fn send(&mut self, payload: &[u8]) {
+    fn hand_in(&mut self, payload: &[u8]) {
         let (Some(papers), Some(link)) = (&self.papers, self.link.as_mut()) else { return };
         let (topic, _) = papers.topics();
         let message = Outgoing { qos: 1, ..act::telemetry(&topic, payload) };
