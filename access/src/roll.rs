@@ -217,7 +217,11 @@ mod tests {
         assert_eq!(names(&state), ["b", "ada"]);
         assert_eq!(due(&state, "5"), by_dates);
         let late = |days| left_behind(&state, "main", NOW.plus(days * DAY)).len();
-        assert_eq!((late(366), late(365 + 90), late(365 + 91)), (1, 1, 0), "a device's may be renewed when it has expired");
+        assert_eq!(
+            (late(366), late(365 + 90), late(365 + 91)),
+            (1, 1, 0),
+            "a device's may be renewed when it has expired"
+        );
         apply(&mut state, Fact::Barred { device: "b".into(), reason: "stolen".into() });
         assert_eq!(names(&state), ["ada"]);
 

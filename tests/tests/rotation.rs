@@ -310,7 +310,9 @@ impl World {
         let key = self.new.clone().expect("the key is kept before anything is asked for it").0;
         let ask = Ask { device: "pump-7", key: &key, hw: "", by: By::Claim("g") };
         match enrol::decide(&self.registry, &ask, self.now) {
-            Ok(enrol::Verdict::Again(known)) => Answer::Given { chain: known.serial, bundle: text(&self.authorities.trusted) },
+            Ok(enrol::Verdict::Again(known)) => {
+                Answer::Given { chain: known.serial, bundle: text(&self.authorities.trusted) }
+            }
             Ok(enrol::Verdict::New(mut new)) => {
                 new.serial = self.issue(&key, None, true);
                 let chain = new.serial.clone();

@@ -96,7 +96,8 @@ fn drop_from_bundle(dir: &Path, gone: &Path) -> Result<String, AuthorityError> {
     let mut bundle = read(dir, BUNDLE)?;
     if exists(gone) {
         let rest = bundle.replace(read(gone, "root.crt")?.trim_end(), "");
-        let rest: String = rest.lines().filter(|line| !line.trim().is_empty()).map(|line| format!("{line}\n")).collect();
+        let rest: String =
+            rest.lines().filter(|line| !line.trim().is_empty()).map(|line| format!("{line}\n")).collect();
         bundle = put_bundle(dir, rest)?;
     }
     remove(gone, |path| std::fs::remove_dir_all(path))?;
@@ -171,7 +172,10 @@ mod tests {
         assert_eq!(begin(dir, NOW, draw).unwrap(), both, "again");
         let new = read(&next(dir), "root.crt").unwrap();
         assert!(both.contains(&old) && both.contains(&new) && old != new);
-        assert_eq!((open(dir).unwrap().issuing(), open(dir).unwrap().bundle().unwrap()), (first.issuing(), both.clone()));
+        assert_eq!(
+            (open(dir).unwrap().issuing(), open(dir).unwrap().bundle().unwrap()),
+            (first.issuing(), both.clone())
+        );
         assert!(finish(dir).is_err());
 
         assert_eq!(switch(dir).unwrap(), both);
@@ -216,7 +220,10 @@ mod tests {
                 0 => std::fs::create_dir(dir.join("old.new")).unwrap(),
                 _ => keep_old(dir, &dir.join(OLD)).unwrap(),
             }
-            for name in ["issuing.crt", "issuing.key", "root.crt", "root.key"].into_iter().take((done as usize).saturating_sub(1)) {
+            for name in ["issuing.crt", "issuing.key", "root.crt", "root.key"]
+                .into_iter()
+                .take((done as usize).saturating_sub(1))
+            {
                 from_next(name);
             }
             assert_eq!(open(dir).unwrap().issuing() == signs, done >= 2, "{done}");

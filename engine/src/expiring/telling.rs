@@ -54,12 +54,7 @@ pub(super) fn changes(open: &[Open], unrenewed: &[(Last, u32)], who: &str, now: 
     changes
 }
 
-fn change(
-    what: What,
-    (incident, device, severity): (&str, &str, &str),
-    number: u64,
-    now: Timestamp,
-) -> Change {
+fn change(what: What, (incident, device, severity): (&str, &str, &str), number: u64, now: Timestamp) -> Change {
     Change {
         what,
         device: device.to_owned(),

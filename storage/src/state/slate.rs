@@ -8,8 +8,8 @@ use bytes::Bytes;
 use device::id::ShardId;
 use slatedb::{CloseReason, Db, ErrorKind, WriteBatch};
 
-use super::kv::{Batch, Kv};
 use super::indexes::Indexes;
+use super::kv::{Batch, Kv};
 use super::{StateError, indexes, settings};
 use crate::layout;
 use crate::store::Store;

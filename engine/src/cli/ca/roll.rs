@@ -133,7 +133,8 @@ fn names(names: &[String]) -> String {
 
 fn trusting(seen: &Seen) -> String {
     let Seen { devices, missing, .. } = seen;
-    let mut text = format!("{} of {devices} devices have said that they trust ca.crt as it is", devices - missing.len());
+    let mut text =
+        format!("{} of {devices} devices have said that they trust ca.crt as it is", devices - missing.len());
     if !missing.is_empty() {
         text.push_str(&format!("\nmissing: {}", names(missing)));
     }
@@ -162,7 +163,9 @@ fn status(at: &At, format: Output) -> Result<(), Exit> {
     }
     let since = since.map(day).unwrap_or_default();
     print(&match (seen.stage, &seen.last) {
-        (Some(Stage::Begun), _) => format!("begun {since}: the old root signs, both are trusted\n{}\n", trusting(&seen)),
+        (Some(Stage::Begun), _) => {
+            format!("begun {since}: the old root signs, both are trusted\n{}\n", trusting(&seen))
+        }
         (Some(_), _) => {
             let (trusting, locked_out) = (trusting(&seen), locked_out(&seen));
             format!("switched {since}: the new root signs, both are trusted\n{trusting}\n{locked_out}\n")
