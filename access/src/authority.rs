@@ -132,6 +132,8 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// The issuing certificate, PEM.
     issuing: String,
+    /// Its subject.
+    name: String,
     not_after: Timestamp,
 }
 
@@ -180,6 +182,9 @@ pub fn renew_issuing(dir: &Path, now: Timestamp, draw: impl Fn() -> [u8; 16]) ->
     if !exists(dir) {
         return Err(AuthorityError::Absent(dir.to_owned()));
     }
+    if roll::is_under_way(dir) {
+        return Err(AuthorityError::Roll("finish it before you make another issuing authority, or cancel it"));
+    }
     let tenant = read(dir, "tenant")?;
     issuing(dir, tenant.trim(), now, draw())?;
     open(dir)
@@ -227,7 +232,8 @@ fn open_in(dir: &Path, keys: &Path) -> Result<Authority, AuthorityError> {
     }
     let issuer = Issuer::from_ca_cert_der(&der, key)?;
     let tenant = read(dir, "tenant")?.trim().to_owned();
-    Ok(Authority { dir: dir.to_owned(), tenant, issuer, issuing, not_after: leaf.not_after })
+    let name = leaf.subject;
+    Ok(Authority { dir: dir.to_owned(), tenant, issuer, issuing, name, not_after: leaf.not_after })
 }
 
 impl Authority {
@@ -244,6 +250,11 @@ impl Authority {
     /// The issuing certificate, PEM.
     pub fn issuing(&self) -> &str {
         &self.issuing
+    }
+
+    /// Its name, as it stands in certificates that it has signed ([`Leaf::issuer`]).
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The certificate of the former issuing authority, PEM, while a root is rolled.

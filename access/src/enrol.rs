@@ -346,6 +346,7 @@ mod tests {
             not_after: NOW.plus(i64::MAX / 4),
             pending: true,
             replaces: None,
+            issuer: None,
         };
         state.apply(NOW, &Fact::Issued(certificate));
         state.apply(NOW, &Fact::Enrolled(Enrolled { serial: serial.into(), ..enrolled }));

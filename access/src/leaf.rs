@@ -19,10 +19,14 @@ pub struct Leaf {
     pub key: String,
     /// The URIs among its alternative names.
     pub uris: Vec<String>,
+    /// Its subject: the distinguished name.
+    pub subject: String,
     /// The common names of its subject.
     pub common_names: Vec<String>,
     /// The attributes serialNumber of its subject.
     pub serial_numbers: Vec<String>,
+    /// Who has signed it: the distinguished name.
+    pub issuer: String,
     /// From when it is valid.
     pub not_before: Timestamp,
     /// Until when it is valid.
@@ -54,8 +58,10 @@ impl Leaf {
             serial: serial(certificate.raw_serial()),
             key: hex(digest(&SHA256, certificate.public_key().raw).as_ref()),
             uris,
+            subject: subject.to_string(),
             common_names: texts(&OID_X509_COMMON_NAME),
             serial_numbers: texts(&OID_X509_SERIALNUMBER),
+            issuer: certificate.issuer().to_string(),
             not_before: time(certificate.validity().not_before),
             not_after: time(certificate.validity().not_after),
         })

@@ -135,6 +135,9 @@ pub struct Certificate {
     /// The certificate that it takes the place of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<Serial>,
+    /// The name of the authority that has signed it; none: one of before such names were kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
 }
 
 /// Who may enrol with the claim certificate of a group.
@@ -217,8 +220,9 @@ pub enum Origin {
 impl Certificate {
     /// The record of a certificate for this subject.
     pub fn new(leaf: &Leaf, subject: String) -> Self {
-        let Leaf { serial, key, not_before, not_after, .. } = leaf.clone();
-        Self { serial, subject, key, not_before, not_after, pending: false, replaces: None }
+        let Leaf { serial, key, not_before, not_after, issuer, .. } = leaf.clone();
+        let issuer = Some(issuer);
+        Self { serial, subject, key, not_before, not_after, pending: false, replaces: None, issuer }
     }
 }
 

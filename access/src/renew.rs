@@ -215,6 +215,7 @@ mod tests {
             not_after: NOW.plus(365 * DAY),
             pending: replaces.is_some(),
             replaces: replaces.map(str::to_owned),
+            issuer: None,
         })
     }
 

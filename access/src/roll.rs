@@ -45,6 +45,9 @@ pub struct Roll {
     /// After a switch: devices renew their certificates over so many nanoseconds, each at its own time.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub over: i64,
+    /// After a switch: the name of the authority that signs. What another has signed goes, whenever that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
 }
 
 fn is_zero(number: &i64) -> bool {
@@ -84,15 +87,15 @@ impl Rolling {
         (self.trusts.get(device) != Some(&roll.bundle)).then_some(roll.bundle.as_str())
     }
 
-    /// When the new authority began to sign, and over how long devices renew since.
-    fn switched(&self) -> Option<(Timestamp, i64)> {
-        let (roll, at) = self.last.as_ref()?;
-        (roll.stage == Stage::Switched).then_some((*at, roll.over))
+    /// The last step, if the new authority signs since.
+    fn switched(&self) -> Option<&(Roll, Timestamp)> {
+        self.last.as_ref().filter(|(roll, _)| roll.stage == Stage::Switched)
     }
 
     /// Whether a certificate was signed by the authority that goes.
     fn is_of_the_old(&self, entry: &Entry) -> bool {
-        self.switched().is_some_and(|(at, _)| entry.issued < at)
+        let issuer = entry.certificate.issuer.as_ref();
+        self.switched().is_some_and(|(roll, _)| issuer.is_none() || issuer != roll.issuer.as_ref())
     }
 }
 
@@ -101,8 +104,8 @@ pub fn renewal_due(state: &State, entry: &Entry, device: &DeviceId) -> Timestamp
     let certificate = &entry.certificate;
     let due = device::renewal::renewal_due(certificate.not_before, certificate.not_after, device);
     match state.roll().switched() {
-        Some((at, over)) if state.roll().is_of_the_old(entry) => {
-            due.min(at.plus(device::renewal::spread(device, over)))
+        Some((roll, at)) if state.roll().is_of_the_old(entry) => {
+            due.min(at.plus(device::renewal::spread(device, roll.over)))
         }
         _ => due,
     }
@@ -150,7 +153,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_800_000_000 * SECOND);
 
-    fn issued(name: &str, serial: &str, replaces: Option<&str>) -> Fact {
+    fn issued(name: &str, serial: &str, replaces: Option<&str>, issuer: &str) -> Fact {
         Fact::Issued(Certificate {
             serial: serial.to_owned(),
             subject: format!("urn:{name}"),
@@ -159,11 +162,14 @@ mod tests {
             not_after: NOW.plus(365 * DAY),
             pending: replaces.is_some(),
             replaces: replaces.map(str::to_owned),
+            issuer: Some(issuer.to_owned()),
         })
     }
 
     fn step(stage: Stage, bundle: &str) -> Fact {
-        Fact::Roll(Roll { stage, bundle: bundle.to_owned(), over: if stage == Stage::Switched { DAY } else { 0 } })
+        let switched = stage == Stage::Switched;
+        let issuer = switched.then(|| "new".to_owned());
+        Fact::Roll(Roll { stage, bundle: bundle.to_owned(), over: if switched { DAY } else { 0 }, issuer })
     }
 
     fn trusts(device: &str, bundle: &str) -> Fact {
@@ -183,10 +189,10 @@ mod tests {
             state.apply(at, &fact);
         };
         let first = [
-            issued("dev:main:a", "1", None),
-            issued("dev:main:b", "2", None),
-            issued("user:main:ada", "3", None),
-            issued("server:main", "4", None),
+            issued("dev:main:a", "1", None, "old"),
+            issued("dev:main:b", "2", None, "old"),
+            issued("user:main:ada", "3", None, "old"),
+            issued("server:main", "4", None, "old"),
         ];
         first.into_iter().for_each(|fact| apply(&mut state, fact));
         let a = DeviceId::new("a").unwrap();
@@ -211,7 +217,11 @@ mod tests {
         assert_eq!(missing(&state), (2, vec!["b".to_owned()]), "what was said holds: it is the same bundle");
         assert_eq!(names(&state), ["a", "b", "ada"]);
         assert!((NOW.0..NOW.plus(DAY + 10).0).contains(&due(&state, "1").0), "within what the operator has said");
-        apply(&mut state, issued("dev:main:a", "5", Some("1")));
+        // One that the old one was about to sign when the other began to.
+        apply(&mut state, issued("dev:main:a", "6", Some("1"), "old"));
+        apply(&mut state, Fact::Proven { serial: "6".into() });
+        assert_eq!(names(&state), ["a", "b", "ada"]);
+        apply(&mut state, issued("dev:main:a", "5", Some("6"), "new"));
         assert_eq!(names(&state), ["a", "b", "ada"], "not before it is used");
         apply(&mut state, Fact::Proven { serial: "5".into() });
         assert_eq!(names(&state), ["b", "ada"]);

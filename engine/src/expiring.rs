@@ -130,6 +130,7 @@ mod tests {
             not_after: begin.plus(20 * DAY),
             pending: false,
             replaces: None,
+            issuer: None,
         };
         let open = || {
             let (reads, audit) = (now.clone(), Arc::new(Audit::open(dir.path()).unwrap()));

@@ -333,7 +333,7 @@ mod tests {
 
         let bundle = authority::roll::begin(&place.dir.path().join("ca"), NOW, rand::random).unwrap();
         assert_eq!(place.renewals.whom_to_trust(), None, "it does not stand in the registry yet");
-        let roll = Roll { stage: Stage::Begun, bundle: bundle_id(&bundle), over: 0 };
+        let roll = Roll { stage: Stage::Begun, bundle: bundle_id(&bundle), over: 0, issuer: None };
         place.registry.change::<JournalError>(NOW, |_| Ok(vec![Fact::Roll(roll)])).unwrap();
         assert!(untold());
         let told: Value = serde_json::from_slice(&place.renewals.whom_to_trust().unwrap()).unwrap();

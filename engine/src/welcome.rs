@@ -140,6 +140,7 @@ mod tests {
             not_after: NOW.plus(365 * DAY),
             pending: true,
             replaces: None,
+            issuer: None,
         };
         let first = json!({ "interval": 5 });
         let facts = vec![

@@ -115,6 +115,7 @@ impl World {
             not_after: self.now.plus(365 * DAY),
             pending,
             replaces,
+            issuer: Some(self.authorities.signs.to_string()),
         };
         self.registry.apply(self.now, &Fact::Issued(certificate));
         self.authorities.signed.insert(serial.clone(), self.authorities.signs);
@@ -148,7 +149,8 @@ impl World {
             _ => return,
         };
         let over = if stage == Stage::Switched { [0, 7 * MINUTE, DAY][self.rng.random_range(0..3)] } else { 0 };
-        let roll = Roll { stage, bundle: text(&self.authorities.trusted), over };
+        let issuer = (stage == Stage::Switched).then(|| self.authorities.signs.to_string());
+        let roll = Roll { stage, bundle: text(&self.authorities.trusted), over, issuer };
         self.registry.apply(self.now, &Fact::Roll(roll));
     }
 
@@ -377,6 +379,18 @@ impl World {
         }
     }
 
+    /// What it holds and trusts, and what the engine does.
+    fn story(&self) -> String {
+        let Authorities { signs, shows, trusted, signed, .. } = &self.authorities;
+        format!(
+            "it holds {:?} and {:?}, trusts {:?}; {signs} signs, {shows} is shown, {trusted:?} are trusted; signed by {signed:?}; {:?}",
+            self.current,
+            self.new,
+            self.trusts,
+            self.registry.roll().last()
+        )
+    }
+
     /// It holds a certificate that opens something: at the main listener, or where those that have expired are renewed.
     fn holds_one(&self) -> bool {
         [&self.current, &self.new]
@@ -421,7 +435,7 @@ fn live(seed: u64, enrolled: bool) -> [u64; 3] {
                 world.operate();
             }
             world.turn(true);
-            assert!(world.holds_one() || !had_one, "{what}: it holds nothing that works");
+            assert!(world.holds_one() || !had_one, "{what}: it holds nothing that works: {}", world.story());
             let pause = [0, SECOND, 7 * SECOND, MINUTE, 70 * MINUTE][world.rng.random_range(0..5)];
             world.now = world.now.plus(pause);
         }

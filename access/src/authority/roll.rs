@@ -19,6 +19,11 @@ pub(super) fn next(dir: &Path) -> PathBuf {
     dir.join(NEXT)
 }
 
+/// Whether one was begun and is neither finished nor called off.
+pub(super) fn is_under_way(dir: &Path) -> bool {
+    exists(&next(dir)) || exists(&dir.join(OLD))
+}
+
 /// The authority whose certificate the engine shows: while a root is rolled the former one, which everybody trusts.
 pub fn serving(dir: &Path) -> Result<Authority, AuthorityError> {
     if exists(&dir.join(OLD)) { open_in(dir, &dir.join(OLD)) } else { open(dir) }
@@ -242,6 +247,10 @@ mod tests {
         std::fs::remove_file(next(dir).join("root.key")).unwrap();
         switch(dir).unwrap();
         assert!(!dir.join("root.key").exists() && dir.join("old/root.key").exists());
-        assert!(crate::authority::renew_issuing(dir, NOW, draw).is_err());
+        let refused = crate::authority::renew_issuing(dir, NOW, draw).unwrap_err();
+        assert!(refused.to_string().contains("finish it"), "{refused}");
+        finish(dir).unwrap();
+        let refused = crate::authority::renew_issuing(dir, NOW, draw).unwrap_err();
+        assert!(refused.to_string().contains("root.key"), "{refused}");
     }
 }

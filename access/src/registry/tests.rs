@@ -15,6 +15,7 @@ fn certificate(serial: &str) -> Certificate {
         not_after: NOW.plus(DAY),
         pending: false,
         replaces: None,
+        issuer: None,
     }
 }
 

@@ -91,7 +91,11 @@ fn look(at: &At) -> Result<Seen, Exit> {
 
 /// Notes a step that the files have made, unless it is noted already.
 fn note(at: &At, stage: Stage, bundle: &str, over: i64) -> Result<(), Exit> {
-    let next = Roll { stage, bundle: authority::roll::bundle_id(bundle), over };
+    let issuer = match stage {
+        Stage::Switched => Some(authority::open(&at.folder()).map_err(Exit::failed)?.name().to_owned()),
+        Stage::Begun | Stage::Finished => None,
+    };
+    let next = Roll { stage, bundle: authority::roll::bundle_id(bundle), over, issuer };
     let mut is_new = false;
     at.change(|state| {
         let last = state.roll().last().map(|(roll, _)| (roll.stage, &roll.bundle));
@@ -198,7 +202,8 @@ fn switch(at: &At, over: Duration, anyway: bool) -> Result<(), Exit> {
 
 fn finish(at: &At, anyway: bool) -> Result<(), Exit> {
     let seen = look(at)?;
-    if !(seen.left.is_empty() && seen.missing.is_empty()) && !anyway {
+    let is_ready = seen.left.is_empty() && seen.missing.is_empty();
+    if !is_ready && !anyway {
         return Err(Exit::Failed(format!(
             "{}\n{}\nthe others would be locked out (or --anyway)",
             trusting(&seen),
