@@ -84,19 +84,22 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_800_000_000 * SECOND);
 
-    /// One life of an engine.
-    async fn life(data: &Path) -> (Core, Trust) {
+    fn config(data: &Path) -> Config {
         let mut config = Config::default();
         config.store.data = data.to_owned();
         config.node.shards = 1;
-        let clock: Clock = Arc::new(|| NOW);
-        let core = Core::open(&config, project::check(Vec::new()).unwrap(), clock.clone(), Arc::new(Silent)).await;
-        let (core, audit) = (core.unwrap(), Arc::new(Audit::open(data).unwrap()));
+        config
+    }
+
+    /// The engine's door as it opens after a start.
+    fn door(data: &Path, core: &Core) -> Trust {
+        let (config, clock): (Config, Clock) = (config(data), Arc::new(|| NOW));
+        let audit = Arc::new(Audit::open(data).unwrap());
         let users = Arc::new(Users::open(data).unwrap());
         let login = Arc::new(Login::new(users, clock.clone(), config.limits.failed_logins));
         let trust = Trust::open(&config, clock, audit, &login).unwrap();
         trust.guard.receive_by(Welcome::new(core.node.clone(), core.groups.clone()));
-        (core, trust)
+        trust
     }
 
     async fn wanted(core: &Core, patch: Option<Value>) -> Value {
@@ -121,7 +124,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_crash_before_the_certificate_counts_loses_and_undoes_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let (core, trust) = life(dir.path()).await;
+        let data = dir.path();
+        let project = project::check(Vec::new()).unwrap();
+        let core = Core::open(&config(data), project, Arc::new(|| NOW), Arc::new(Silent)).await.unwrap();
+        let trust = door(data, &core);
         let enrolled = Enrolled {
             device: "pump-7".into(),
             key: "k".into(),
@@ -152,11 +158,9 @@ mod tests {
         let welcome = Welcome::new(core.node.clone(), core.groups.clone());
         welcome.receive(&enrolled, Some(first.clone())).await.unwrap();
         assert_eq!(wanted(&core, None).await, first);
-        drop(welcome);
         drop(trust);
-        core.shutdown(false).await.unwrap();
 
-        let (core, trust) = life(dir.path()).await;
+        let trust = door(data, &core);
         let identity = Identity::device(DeviceId::new("pump-7").unwrap(), "1".into(), [].into());
         assert!(trust.guard.awaits(&identity), "it counts as used before it was");
         assert_eq!(wanted(&core, None).await, first);
@@ -166,7 +170,6 @@ mod tests {
         assert!(!trust.guard.awaits(&identity));
         assert_eq!(wanted(&core, None).await, changed);
         assert_eq!(core.groups.get("line-1"), Some(Members::Devices(vec!["pump-7".into()])));
-        drop(trust);
         core.shutdown(false).await.unwrap();
     }
 }
