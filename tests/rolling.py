@@ -116,7 +116,7 @@ def roll(engine, folder, agent, ask):
     check(told(late, "trust")["bundle"] == both, "and is told")
     late.close()
     failed = engine.weir("ca", "roll", "finish", ok=False)
-    check(b"1 have no certificate of the new root: device left" in failed.stderr, f"{failed.stderr}")
+    check(b"1 without a certificate of the new root: device left" in failed.stderr, f"{failed.stderr}")
 
     # The old one is gone; whoever followed stays.
     engine.weir("ca", "roll", "finish", "--anyway")
@@ -143,6 +143,7 @@ def roll(engine, folder, agent, ask):
     check(status(engine)["stage"] == "finished", f"{status(engine)}")
     process.send_signal(signal.SIGTERM)
     check(process.wait(60) == 0, f"the agent: see {folder / 'agent.log'}")
+    check(b"no root is rolled" in engine.weir("ca", "roll", "finish").stdout, "nothing to finish")
     # Another, called off.
     alone = (ca / "ca.crt").read_text()
     engine.weir("ca", "roll", "begin")

@@ -148,7 +148,7 @@ fn trusting(seen: &Seen) -> String {
 fn locked_out(seen: &Seen) -> String {
     match seen.left.len() {
         0 => "everybody has a certificate of the new root".to_owned(),
-        count => format!("{count} have no certificate of the new root: {}", names(&seen.left)),
+        count => format!("{count} without a certificate of the new root: {}", names(&seen.left)),
     }
 }
 
@@ -202,6 +202,9 @@ fn switch(at: &At, over: Duration, anyway: bool) -> Result<(), Exit> {
 
 fn finish(at: &At, anyway: bool) -> Result<(), Exit> {
     let seen = look(at)?;
+    if seen.stage.is_none() {
+        return print("no root is rolled\n");
+    }
     let is_ready = seen.left.is_empty() && seen.missing.is_empty();
     if !is_ready && !anyway {
         return Err(Exit::Failed(format!(
@@ -211,9 +214,6 @@ fn finish(at: &At, anyway: bool) -> Result<(), Exit> {
         )));
     }
     let bundle = authority::roll::finish(&at.folder()).map_err(Exit::failed)?;
-    if seen.stage.is_none() {
-        return print("no root is rolled\n");
-    }
     note(at, Stage::Finished, &bundle, 0)?;
     print("only the new root is trusted; the old one's keys are removed\n")
 }
