@@ -155,3 +155,21 @@ def roll(engine, folder, agent, ask):
     rows = engine.query("SELECT count(*) AS n, count(DISTINCT (epoch, seq)) AS d FROM telemetry WHERE device = 'agent-00'")
     check(rows[0]["n"] == rows[0]["d"] > 0, f"{rows}")
     print(f"  a root was rolled while an agent sent {rows[0]['n']} rows; who had not followed was named and kept until the end")
+
+
+def killed_switch(engine):
+    """A switch that was killed when its files were there and its note was not: `finish` knows of nobody, and must not go on."""
+    engine.weir("ca", "init")
+    engine.issue("a")
+    engine.weir("ca", "roll", "begin")
+    journal = engine.data / "access/registry.journal"
+    before = journal.read_bytes()
+    engine.weir("ca", "roll", "switch", "--anyway")
+    journal.write_bytes(before)
+    for more in ((), ("--anyway",)):
+        failed = engine.weir("ca", "roll", "finish", *more, ok=False)
+        check(b"weir ca roll switch" in failed.stderr, f"{failed.stderr}")
+    engine.weir("ca", "roll", "switch", "--anyway")
+    failed = engine.weir("ca", "roll", "finish", ok=False)
+    check(b"1 without a certificate of the new root: device a" in failed.stderr, f"{failed.stderr}")
+    print("  a switch that was killed before it was noted is given again before the old root goes")

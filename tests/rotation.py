@@ -395,6 +395,8 @@ def main():
             (folder / "roll").mkdir()
             engine = Engine(folder / "roll")
             rolling.roll(engine, folder / "roll", agent, ask)
+            (folder / "killed").mkdir()
+            rolling.killed_switch(Place(folder / "killed"))
         except BaseException:
             print(open(engine.log.name).read()[-3000:], file=sys.stderr)
             raise

@@ -226,6 +226,10 @@ fn open_in(dir: &Path, keys: &Path) -> Result<Authority, AuthorityError> {
         // It may be on its way.
         let next = key_pair(&roll::next(keys), "issuing.key").ok().filter(fits);
         let Some(next) = next else {
+            // Both were changed after the first was read.
+            if read(keys, "issuing.crt")? != issuing {
+                return open_in(dir, keys);
+            }
             return Err(wrong("it is not the certificate of issuing.key; run `weir ca renew --issuing`".to_owned()));
         };
         key = next;

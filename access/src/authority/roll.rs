@@ -73,10 +73,10 @@ pub fn switch(dir: &Path) -> Result<String, AuthorityError> {
             true => write(dir, "root.key", &read(&next, "root.key")?, 0o600)?,
             false => remove(&dir.join("root.key"), |path| std::fs::remove_file(path))?,
         }
-        remove(&next, |path| std::fs::remove_dir_all(path))?;
     } else if !exists(&old) {
         return Err(AuthorityError::Roll("none was begun; `weir ca roll begin`"));
     }
+    discard(&next)?;
     read(dir, BUNDLE)
 }
 
@@ -105,8 +105,19 @@ fn drop_from_bundle(dir: &Path, gone: &Path) -> Result<String, AuthorityError> {
             rest.lines().filter(|line| !line.trim().is_empty()).map(|line| format!("{line}\n")).collect();
         bundle = put_bundle(dir, rest)?;
     }
-    remove(gone, |path| std::fs::remove_dir_all(path))?;
+    discard(gone)?;
     Ok(bundle)
+}
+
+/// Takes a folder away: at once for whoever looks for it, so that a half of it is never taken for the whole.
+fn discard(folder: &Path) -> Result<(), AuthorityError> {
+    let gone = folder.with_extension("gone");
+    let failed = |source| AuthorityError::Io { path: folder.to_owned(), source };
+    remove(&gone, |path| std::fs::remove_dir_all(path))?;
+    remove(folder, |path| std::fs::rename(path, &gone))?;
+    let dir = folder.parent().unwrap_or(Path::new("."));
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+    remove(&gone, |path| std::fs::remove_dir_all(path))
 }
 
 /// Whole or not at all: the folder is there when all of it is.
@@ -237,6 +248,24 @@ mod tests {
             assert!(!next(dir).exists() && serving(dir).unwrap().issuing() != signs);
             finish(dir).unwrap();
         }
+    }
+
+    #[test]
+    fn a_folder_that_was_half_removed_stands_in_nobodys_way() {
+        let (dir, _) = place();
+        let dir = dir.path();
+        let half = |name: &str| {
+            std::fs::create_dir(dir.join(name)).unwrap();
+            write(dir, &format!("{name}/issuing.crt"), "what is left", 0o600).unwrap();
+        };
+        begin(dir, NOW, draw).unwrap();
+        switch(dir).unwrap();
+        half("next.gone");
+        switch(dir).unwrap();
+        finish(dir).unwrap();
+        half("old.gone");
+        finish(dir).unwrap();
+        assert_eq!(names(dir), ["ca.crt", "issuing.crt", "issuing.key", "root.crt", "root.key", "tenant"]);
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Keeps whom to trust. What holds no authority, or anything else, is an error: the device would be locked out.
+    /// Keeps whom to trust. What holds no authority, or what is no certificate, is an error: the device would be locked out.
     pub fn trust(&mut self, bundle: String) -> Result<(), EdgeError> {
         let unusable = |e: BadPaper| EdgeError::Identity(format!("whom to trust, as it has come: {e}"));
         paper::authorities(&bundle).map_err(unusable)?;
@@ -288,7 +288,7 @@ mod tests {
         let held = paper::held(&chain).unwrap();
         assert_eq!(again(&folder), Kept { current: None, new: Some(Some(held)) });
         assert_eq!(folder.authority(), bundle);
-        for wrong in [String::new(), "bundle".into(), chain.clone(), format!("{bundle}{chain}")] {
+        for wrong in [String::new(), "bundle".into(), chain.clone(), bundle.replace("MII", "MIJ")] {
             assert!(folder.trust(wrong).is_err());
         }
         let both = format!("{bundle}{}", authority());

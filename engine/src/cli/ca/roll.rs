@@ -202,8 +202,11 @@ fn switch(at: &At, over: Duration, anyway: bool) -> Result<(), Exit> {
 
 fn finish(at: &At, anyway: bool) -> Result<(), Exit> {
     let seen = look(at)?;
-    if seen.stage.is_none() {
-        return print("no root is rolled\n");
+    match seen.stage {
+        Some(Stage::Switched) => {}
+        None => return print("no root is rolled\n"),
+        // Also if a switch was killed before it was noted: until then nobody knows whose certificate goes.
+        Some(_) => return Err(Exit::Failed("the new root is not known to sign yet; `weir ca roll switch`".to_owned())),
     }
     let is_ready = seen.left.is_empty() && seen.missing.is_empty();
     if !is_ready && !anyway {
